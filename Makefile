@@ -1,0 +1,43 @@
+# `make demo` and `make test` do everything from a bare checkout; Python 3.11+ and make are all they need.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-slow test-extras lint types check bench clean
+.DEFAULT_GOAL := test
+
+$(READY): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12"; exit 1; }
+	@echo "Setting up $(VENV) (once) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q --upgrade 'pip>=25.1'
+	@$(BIN)/python -m pip install -q -c requirements.lock -e '.[all,demo]' --group dev
+	@touch $@
+
+demo: $(READY) ## the main job on real data, in ./demo-data
+	@$(BIN)/python examples/flights.py
+
+test: $(READY) ## all tests but the longer sweeps
+	$(BIN)/python -m pytest -q -m 'not slow'
+
+test-slow: $(READY) ## the longer sweeps
+	$(BIN)/python -m pytest -q -m slow
+
+test-extras: $(READY) ## every extra, alone in an environment of its own
+	$(BIN)/python tests/extras/run.py
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/pyright
+
+check: test lint types
+
+bench: $(READY) ## figures for docs/performance.md
+	$(BIN)/python benchmarks/write.py
+
+clean:
+	rm -rf $(VENV) demo-data

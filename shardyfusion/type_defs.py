@@ -1,0 +1,42 @@
+"""Types shared by every layer: keys, routing contexts, S3 connection options and the checks that configs use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, TypedDict
+
+from shardyfusion.errors import ConfigValidationError
+
+KeyInput = int | str | bytes
+"""What a lookup accepts as a key. NumPy scalars are not keys: `int(x)` them first."""
+
+RoutingContext = Mapping[str, int | str | bytes | float | bool]
+"""Values of the routing columns, by name, for snapshots whose shard does not follow from the key alone."""
+
+BackendName = Literal["sqlite", "slatedb"]
+DuplicatePolicy = Literal["fail", "first", "last"]
+
+
+class S3ConnectionOptions(TypedDict, total=False):
+    """How to reach S3, beyond credentials. Each one that is set wins over the environment."""
+
+    endpoint_url: str
+    """For S3-compatible stores, e.g. `http://127.0.0.1:9000`. Default: AWS_ENDPOINT_URL, else AWS itself."""
+    region_name: str
+    """Default: AWS_REGION, AWS_DEFAULT_REGION or the profile, else `us-east-1`."""
+    addressing_style: Literal["path", "virtual", "auto"]
+    """Default: `path` with an endpoint of one's own, else botocore's choice."""
+    verify_ssl: bool | str
+    """False, or the path of a CA bundle. Default True. (SlateDB takes only True.)"""
+    connect_timeout: float
+    """Seconds. Default 10."""
+    read_timeout: float
+    """Seconds. Default 60."""
+    max_attempts: int
+    """Tries of one request, the first included. Default 6."""
+
+
+def require(ok: bool, message: str) -> None:
+    """Raise `ConfigValidationError(message)` unless `ok`."""
+    if not ok:
+        raise ConfigValidationError(message)
