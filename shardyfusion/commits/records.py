@@ -1,0 +1,152 @@
+"""What the commit log and the `_CURRENT` pointer hold, and how that is stored. Pure: no requests are sent here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Self
+
+from shardyfusion.errors import ManifestParseError
+from shardyfusion.layout import SQLITE_TYPE, parse_commit_name, parse_timestamp, timestamp
+from shardyfusion.manifest import ManifestRef
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommitRecord:
+    """One numbered, create-only change of what is served.
+
+    `base` (the head when the build started) and `started_at` (the store's clock) order full builds. `over` is the
+    sha256 of the last pointer of another writer that this log knows of. `expired` names what a cleanup gave up.
+    """
+
+    log: str
+    seq: int
+    parent: tuple[int, str] | None
+    kind: str
+    run_id: str
+    manifest_ref: str
+    manifest_sha256: str
+    write_id: str
+    base: int
+    started_at: datetime
+    committed_at: datetime
+    over: str | None = None
+    expired: tuple[str, ...] = ()
+    operation_id: str | None = None
+
+    def encode(self) -> bytes:
+        fields = {
+            **asdict(self),
+            "format": 1,
+            "started_at": timestamp(self.started_at),
+            "committed_at": timestamp(self.committed_at),
+        }
+        return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+
+    @classmethod
+    def decode(cls, body: bytes, name: str) -> Self:
+        try:
+            fields = dict(json.loads(body))
+            if fields.pop("format") != 1:
+                raise ValueError("unknown format")
+            for moment in ("started_at", "committed_at"):
+                fields[moment] = parse_timestamp(fields[moment])
+            fields["parent"] = tuple(fields["parent"]) if fields["parent"] else None
+            fields["expired"] = tuple(fields["expired"])
+            record = cls(**fields)
+        except (ValueError, KeyError, TypeError) as exc:
+            raise ManifestParseError(f"the commit record cannot be read: {exc}", name=name) from exc
+        if parse_commit_name(name) != record.seq:
+            raise ManifestParseError("the commit record holds another number than its name", name=name, seq=record.seq)
+        return record
+
+    def to_ref(self) -> ManifestRef:
+        return ManifestRef(
+            ref=self.manifest_ref,
+            run_id=self.run_id,
+            published_at=self.committed_at,
+            seq=self.seq,
+            log=self.log,
+            sha256=self.manifest_sha256,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pointer:
+    """`_CURRENT` as read (FORMAT section 2). `seq` is None in a pointer that the reference wrote."""
+
+    ref: ManifestRef
+    seq: int | None
+    etag: str
+    modified: datetime
+    body_sha256: str
+
+
+def encode_pointer(record: CommitRecord) -> bytes:
+    fields = {
+        "format_version": 1,
+        "manifest_content_type": SQLITE_TYPE,
+        "manifest_ref": record.manifest_ref,
+        "run_id": record.run_id,
+        "updated_at": timestamp(record.committed_at),
+        "seq": record.seq,
+        "log": record.log,
+        "write_id": record.write_id,
+        "manifest_sha256": record.manifest_sha256,
+    }
+    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+
+
+def decode_pointer(body: bytes, *, etag: str, modified: datetime) -> Pointer:
+    try:
+        fields: dict[str, Any] = dict(json.loads(body))
+        seq = fields.get("seq")
+        if seq is not None and (type(seq) is not int or seq < 1):
+            raise ValueError(f"seq is {seq!r}")
+        updated = fields["updated_at"]
+        ref = ManifestRef(
+            ref=str(fields["manifest_ref"]),
+            run_id=str(fields["run_id"]),
+            published_at=datetime.fromtimestamp(updated, UTC)
+            if isinstance(updated, int | float)
+            else parse_timestamp(updated),
+            seq=seq,
+            log=fields.get("log"),
+            sha256=fields.get("manifest_sha256"),
+        )
+    except (ValueError, KeyError, TypeError) as exc:
+        raise ManifestParseError(f"_CURRENT cannot be read: {exc!r}") from exc
+    return Pointer(ref=ref, seq=seq, etag=etag, modified=modified, body_sha256=hashlib.sha256(body).hexdigest())
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogState:
+    """The pointer and the newest commit record, as one read of the store found them."""
+
+    pointer: Pointer | None
+    head: CommitRecord | None
+
+    @property
+    def foreign(self) -> Pointer | None:
+        """A pointer of the reference that is newer than everything in our log."""
+        pointer = self.pointer
+        if pointer is None or pointer.seq is not None:
+            return None
+        return None if self.head and self.head.over == pointer.body_sha256 else pointer
+
+    @property
+    def served(self) -> ManifestRef | None:
+        if self.foreign:
+            return self.foreign.ref
+        return self.head.to_ref() if self.head else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildStart:
+    """What a full build is ordered by: the head it saw when it started, and the store's clock then."""
+
+    base: int
+    started_at: datetime
+    log: str | None = None
