@@ -1,0 +1,28 @@
+"""Which shard a key belongs to: a scalar answer for readers and a vectorised one for writers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from shardyfusion.type_defs import KeyInput, RoutingContext
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pyarrow as pa
+
+
+class Router(Protocol):
+    """Pure and picklable. `route` and `route_arrow` are independent code and must agree on every row."""
+
+    @property
+    def num_dbs(self) -> int: ...
+
+    def route(self, key: KeyInput, context: RoutingContext | None = None) -> int:
+        """The shard of one key."""
+        ...
+
+    def route_arrow(self, keys: pa.Array, columns: Mapping[str, pa.Array]) -> npt.NDArray[np.int64]:
+        """The shards of a column of keys (integers, text or bytes, no nulls)."""
+        ...
