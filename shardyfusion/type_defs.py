@@ -21,11 +21,12 @@ class S3ConnectionOptions(TypedDict, total=False):
     """How to reach S3, beyond credentials. Each one that is set wins over the environment."""
 
     endpoint_url: str
-    """For S3-compatible stores, e.g. `http://127.0.0.1:9000`. Default: AWS_ENDPOINT_URL, else AWS itself."""
+    """For S3-compatible stores, e.g. `http://127.0.0.1:9000`. Default: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL or the
+    profile's, else AWS itself."""
     region_name: str
     """Default: AWS_REGION, AWS_DEFAULT_REGION or the profile, else `us-east-1`."""
     addressing_style: Literal["path", "virtual", "auto"]
-    """Default: `path` with an endpoint of one's own, else botocore's choice."""
+    """Default: the profile's; else `path` with an endpoint of one's own and botocore's choice without."""
     verify_ssl: bool | str
     """False, or the path of a CA bundle. Default True. (SlateDB takes only True.)"""
     connect_timeout: float

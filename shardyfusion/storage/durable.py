@@ -1,0 +1,130 @@
+"""Files that survive a crash: fsync, temporary files beside their target, advisory locks, and OSErrors translated.
+
+What the files mean is up to `local.py`; S3 downloads use `finished_file` too.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from uuid import uuid4
+
+from shardyfusion.errors import StorageError, StoreAccessError, StoreUnavailableError
+
+RESERVED = ".shardyfusion-"
+"""File names of ours that are no objects begin with this."""
+
+_LOCK_FILE = f"{RESERVED}lock"
+_LOCK_POLL_SECONDS = 0.002
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_TAKEN = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY}
+_WRONG = {errno.ENAMETOOLONG, errno.EINVAL, errno.EFBIG}
+
+
+@contextmanager
+def translated_os_errors(
+    action: str, where: str, *, missing: type[StorageError] = StoreUnavailableError
+) -> Generator[None]:
+    """Turn every OSError of the block into the `StorageError` that tells a caller what to do."""
+    try:
+        yield
+    except OSError as exc:
+        detail = f"cannot {action} {where}: {exc.strerror or exc}"
+        if exc.errno == errno.ENOENT:
+            raise missing(detail) from exc
+        if exc.errno in _DENIED:
+            raise StoreAccessError(detail) from exc
+        if exc.errno in _FULL:
+            raise StorageError(f"{detail}; free some space and run again") from exc
+        if exc.errno in _TAKEN:
+            raise StorageError(f"{detail}; one name is both an object and a directory of objects") from exc
+        if exc.errno in _WRONG:
+            raise StorageError(detail) from exc
+        raise StoreUnavailableError(detail) from exc
+
+
+def sync_path(path: Path) -> None:
+    """fsync a file's contents, or a directory's entries."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_directories(directory: Path) -> None:
+    """Make a directory and its parents, each entry durable."""
+    missing: list[Path] = []
+    while not directory.is_dir():
+        missing.append(directory)
+        directory = directory.parent
+    for path in reversed(missing):
+        # Whoever made it first may not have synced it yet, and our object depends on it all the same.
+        with suppress(FileExistsError):
+            path.mkdir()
+        sync_path(path.parent)
+
+
+def open_beside(target: Path) -> tuple[int, Path]:
+    """Open a new temporary file in `target`'s directory, which is made if need be."""
+    for _ in range(100):
+        temporary = target.parent / f"{RESERVED}{uuid4().hex}"
+        # Somebody who deletes objects may remove the empty directory just before our file is in it.
+        with suppress(FileNotFoundError):
+            make_directories(target.parent)
+            return os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666), temporary
+    raise StoreUnavailableError(f"cannot create {target}: its directory keeps disappearing")
+
+
+@contextmanager
+def finished_file(target: Path) -> Generator[Path]:
+    """Yield a temporary file to fill; it becomes `target` when the block succeeds and is removed otherwise."""
+    fd, temporary = open_beside(target)
+    os.close(fd)
+    try:
+        yield temporary
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(directory: Path, *, timeout_seconds: float = 30.0) -> Generator[None]:
+    """Hold the lock of a directory against threads and processes; it ends with the process at the latest.
+
+    The lock file is removed while it is held. A waiter may thus lock a file that is no longer there; it compares
+    inodes and tries again.
+    """
+    path = directory / _LOCK_FILE
+    deadline = time.monotonic() + timeout_seconds
+    while (fd := _try_lock(path)) is None:
+        if time.monotonic() > deadline:
+            raise StoreUnavailableError(f"{path} has been locked by another process for {timeout_seconds} s")
+        time.sleep(_LOCK_POLL_SECONDS)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        fcntl.flock(fd, fcntl.LOCK_UN)  # a forked child may hold a copy of the descriptor, so closing is not enough
+        os.close(fd)
+
+
+def _try_lock(path: Path) -> int | None:
+    fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(fd), path.stat()):
+            return fd
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except BaseException:
+        os.close(fd)
+        raise
+    os.close(fd)
+    return None
