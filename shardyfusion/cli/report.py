@@ -1,0 +1,106 @@
+"""What the commands print, as plain values and text. No click here, and no arguments of a command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from enum import Enum
+from itertools import islice
+from typing import Any
+
+from shardyfusion.commits import CommitLog, manifest_name_of, served_manifest
+from shardyfusion.errors import ConfigValidationError
+from shardyfusion.layout import MANIFESTS, join_url, parse_manifest_name, timestamp
+from shardyfusion.manifest import ManifestRef
+from shardyfusion.reader import ShardDetails, SnapshotInfo
+from shardyfusion.serde.keys import KeyEncoding
+from shardyfusion.storage import ObjectStore
+from shardyfusion.type_defs import KeyInput
+
+
+def info_fields(snapshot: SnapshotInfo, shards: Iterable[ShardDetails]) -> dict[str, Any]:
+    """JSON-ready, in the order of the class."""
+    return {**_plain(snapshot), "shard_details": [_plain(shard) for shard in shards]}
+
+
+def _plain(record: SnapshotInfo | ShardDetails) -> dict[str, Any]:
+    return {name: _json_value(value) for name, value in dataclasses.asdict(record).items()}
+
+
+def _json_value(value: Any) -> Any:
+    return timestamp(value) if isinstance(value, datetime) else value.value if isinstance(value, Enum) else value
+
+
+def history_rows(store: ObjectStore, limit: int) -> list[dict[str, Any]]:
+    """Commits newest first. A served manifest that no commit names comes before them; where there are no commits at
+    all, manifests are listed by the time in their names."""
+    served = served_manifest(store)
+    rows = [
+        _row(record.to_ref(), kind=record.kind, served=record.seq == served.seq)
+        for record in CommitLog(store).history(limit)
+    ]
+    if not rows:
+        return _manifest_rows(store, served, limit)
+    if served.seq is None:
+        rows.insert(0, _row(served, kind="uncommitted", served=True))
+    return rows[:limit]
+
+
+def _manifest_rows(store: ObjectStore, served: ManifestRef, limit: int) -> list[dict[str, Any]]:
+    served_name = manifest_name_of(store, served.ref)
+    named = [(parse_manifest_name(info.name), info.name) for info in store.list(MANIFESTS)]
+    newest_first = sorted(((*parsed, name) for parsed, name in named if parsed), key=lambda row: row[0], reverse=True)
+    return [
+        _row(
+            ManifestRef(ref=join_url(store.url, name), run_id=run_id, published_at=published_at),
+            kind="manifest",
+            served=name == served_name,
+        )
+        for published_at, run_id, name in islice(newest_first, limit)
+    ]
+
+
+def _row(ref: ManifestRef, *, kind: str, served: bool) -> dict[str, Any]:
+    return {
+        "served": served,
+        "seq": ref.seq,
+        "kind": kind,
+        "run_id": ref.run_id,
+        "committed_at": timestamp(ref.published_at),
+        "manifest_ref": ref.ref,
+    }
+
+
+def parse_key(text: str, key_type: str, encoding: KeyEncoding) -> KeyInput:
+    """A key from the command line: `int`, `str`, `hex` (its stored bytes), or `auto`: what the snapshot's keys are."""
+    integers = encoding.integer_width is not None
+    kind = ("int" if integers else "str") if key_type == "auto" else key_type
+    try:
+        if kind == "hex":
+            stored = bytes.fromhex(text)
+            return int.from_bytes(stored, "big") if integers else stored
+        return int(text) if kind == "int" else text
+    except ValueError as exc:
+        wanted = "an integer" if kind == "int" else "pairs of hex digits"
+        raise ConfigValidationError(
+            f"key {text!r} is not {wanted}; the snapshot's keys are {encoding.value}, see --key-type"
+        ) from exc
+
+
+def show_value(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.hex()
+
+
+def table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Aligned text: a head line, then one line per row. True is `*`; False and None show as nothing and `-`."""
+    cells = [list(columns), *([_cell(row[column]) for column in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in cells)
+
+
+def _cell(value: Any) -> str:
+    return "-" if value is None else "*" if value is True else "" if value is False else str(value)

@@ -1,0 +1,156 @@
+"""`shardy` on real prefixes: what it prints, where, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from shardyfusion.cli.app import shardy
+from shardyfusion.layout import CURRENT, JSON_TYPE
+from shardyfusion.serde.keys import KeyEncoding
+from shardyfusion.storage import StoreAddress, open_store
+from tests.reader.snapshots import build, commit, publish
+
+
+@pytest.fixture
+def prefix(tmp_path: Path) -> str:
+    return str(tmp_path / "snap")
+
+
+def run(*args: str) -> Result:
+    return CliRunner().invoke(shardy, args)
+
+
+def test_info(prefix):
+    publish(prefix, {1: b"one", 2: b"two"}, run_id="nightly")
+    shown = run("info", prefix)
+    assert shown.exit_code == 0
+    lines = dict(line.split(":", 1) for line in shown.stdout.split("\n\n")[0].splitlines())
+    assert (lines["run_id"].strip(), lines["rows"].strip(), lines["backend"].strip()) == ("nightly", "2", "sqlite")
+    assert "db_id  row_count" in shown.stdout
+    fields = json.loads(run("info", prefix, "--json").stdout)
+    assert (fields["run_id"], fields["seq"], fields["num_dbs"], fields["key_encoding"]) == ("nightly", 1, 4, "u64be")
+    assert sum(shard["row_count"] for shard in fields["shard_details"]) == fields["rows"] == 2
+    assert len(fields["shard_details"]) == 4
+
+
+def test_get_of_integer_keys(prefix):
+    publish(prefix, {7: "é".encode(), 8: b"\xff\x00\n", 9: b""})
+    assert run("get", prefix, "7").stdout == "é\n"
+    assert run("get", prefix, "8").stdout == "ff000a\n"
+    assert run("get", prefix, "8", "--raw").stdout_bytes == b"\xff\x00\n"
+    assert run("get", prefix, "9", "--raw").stdout_bytes == b""
+    assert run("get", prefix, "0000000000000007", "--key-type", "hex").stdout == "é\n"
+    absent = run("get", prefix, "10")
+    assert (absent.exit_code, absent.stdout, absent.stderr) == (1, "", f"no key '10' in {prefix}\n")
+
+
+def test_get_of_text_keys(prefix):
+    publish(prefix, {"7": b"seven", "é": b"accent"}, encoding=KeyEncoding.UTF8)
+    assert run("get", prefix, "7").stdout == "seven\n"
+    assert run("get", prefix, "é", "--key-type", "str").stdout == "accent\n"
+    assert run("get", prefix, "c3a9", "--key-type", "hex").stdout == "accent\n"
+    refused = run("get", prefix, "7", "--key-type", "int")
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize(("key", "flags"), [("abc", ()), ("0g", ("--key-type", "hex")), ("1.5", ("--key-type", "int"))])
+def test_a_key_that_cannot_be_read_is_one_line(prefix, key, flags):
+    publish(prefix, {1: b"one"})
+    shown = run("get", prefix, key, *flags)
+    assert (shown.exit_code, shown.stdout, shown.stderr.count("\n")) == (2, "", 1)
+    assert shown.stderr.startswith(f"error: key '{key}' is not")
+
+
+def test_history_of_commits(prefix):
+    for number in (1, 2, 3):
+        publish(prefix, {number: b"x"}, run_id=f"run-{number}")
+    rows = json.loads(run("history", prefix, "--json").stdout)
+    assert [(row["seq"], row["run_id"], row["kind"], row["served"]) for row in rows] == [
+        (3, "run-3", "build", True),
+        (2, "run-2", "build", False),
+        (1, "run-1", "build", False),
+    ]
+    assert [row["seq"] for row in json.loads(run("history", prefix, "--json", "--limit", "2").stdout)] == [3, 2]
+    lines = run("history", prefix).stdout.splitlines()
+    assert lines[0].split() == ["served", "seq", "kind", "run_id", "committed_at"]
+    assert lines[1].split()[:4] == ["*", "3", "build", "run-3"]
+    assert lines[2].split()[:3] == ["2", "build", "run-2"]
+
+
+def as_another_writer(prefix: str, run_id: str) -> None:
+    """Publish as the reference does: a manifest and an unnumbered pointer, no commit."""
+    store = open_store(StoreAddress.parse(prefix))
+    ref = commit(prefix, build(prefix, {1: b"x"}, run_id=run_id), advance=False)
+    store.delete([info.name for info in store.list("commits/")][-1:])
+    pointer = {
+        "format_version": 1,
+        "manifest_content_type": "application/x-sqlite3",
+        "manifest_ref": ref.ref,
+        "run_id": run_id,
+        "updated_at": "2026-11-20T10:00:00.000000Z",
+    }
+    store.put(CURRENT, json.dumps(pointer).encode(), content_type=JSON_TYPE)
+
+
+def test_history_without_commits_lists_manifests(prefix):
+    as_another_writer(prefix, "run-1")
+    as_another_writer(prefix, "run-2")
+    rows = json.loads(run("history", prefix, "--json").stdout)
+    assert [(row["seq"], row["kind"], row["run_id"], row["served"]) for row in rows] == [
+        (None, "manifest", "run-2", True),
+        (None, "manifest", "run-1", False),
+    ]
+    assert len(json.loads(run("history", prefix, "--json", "--limit", "1").stdout)) == 1
+
+
+def test_history_shows_what_another_writer_published_on_top(prefix):
+    publish(prefix, {1: b"ours"})
+    as_another_writer(prefix, "theirs")
+    rows = json.loads(run("history", prefix, "--json").stdout)
+    assert [(row["seq"], row["run_id"], row["served"]) for row in rows] == [(None, "theirs", True), (1, "run-1", False)]
+
+
+@pytest.mark.parametrize("command", [["info"], ["get", "1"], ["history"]])
+@pytest.mark.parametrize("where", ["", "nothing-here", "ftp://x/y", "s3://bucket-only"])
+def test_errors_are_one_line_and_exit_2(tmp_path, command, where):
+    target = str(tmp_path / where) if where == "nothing-here" else where
+    shown = run(command[0], target, *command[1:])
+    assert (shown.exit_code, shown.stdout, shown.stderr.count("\n")) == (2, "", 1)
+    assert shown.stderr.startswith("error: ")
+
+
+def test_endpoint_and_region_reach_the_store(s3, s3_prefix, monkeypatch):
+    publish(s3_prefix, {1: b"one"})
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    shown = run("get", s3_prefix, "1", "--endpoint-url", s3, "--region", "us-east-1")
+    assert (shown.exit_code, shown.stdout) == (0, "one\n")
+
+
+def test_help_names_every_command():
+    assert all(name in run("--help").stdout for name in ("info", "get", "history"))
+    assert "--endpoint-url" in run("info", "--help").stdout
+
+
+def shell(code: str, *args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_installed_command(prefix):
+    publish(prefix, {1: b"one"})
+    main = "from shardyfusion.cli import main; main()"
+    assert shell(main, "get", prefix, "1").stdout == "one\n"
+    failed = shell(main, "info", prefix + "-not")
+    assert (failed.returncode, failed.stdout, failed.stderr.count("\n")) == (2, "", 1)
+
+
+def test_without_click_it_says_what_to_install():
+    ended = shell("import sys; sys.modules['click'] = None\nfrom shardyfusion.cli import main; main()", "info", "x")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "error: click is not installed; run: pip install 'shardyfusion[cli]'\n"
