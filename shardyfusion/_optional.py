@@ -14,6 +14,6 @@ def needs(module: str, *, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as exc:
         top = module.partition(".")[0]
-        if exc.name != top:
+        if exc.name not in (top, module):
             raise
         raise MissingExtraError(f"{top} is not installed; run: pip install 'shardyfusion[{extra}]'") from exc

@@ -21,6 +21,7 @@ from shardyfusion.commits.records import (
 )
 from shardyfusion.errors import (
     CommitLogError,
+    ManifestParseError,
     ObjectExistsError,
     ObjectNotFoundError,
     PublishCurrentError,
@@ -202,33 +203,29 @@ class CommitLog:
                 mine = record
         return mine
 
-    def advance_pointer(self) -> None:
+    def advance_pointer(self, committed: CommitRecord) -> None:
         """Bring `_CURRENT` to the head, never to a lower number, and never over a newer pointer of the reference.
 
         Raises `PublishCurrentError` when that does not succeed within the patience; the commit stands all the same.
         """
         patience = self._patience
         until = patience.clock() + patience.deadline_seconds
-        state = self.state()
         while True:
-            if state.head is None or state.foreign or (state.pointer and (state.pointer.seq or 0) >= state.head.seq):
-                return
             try:
-                self._put_pointer(state.head, state.pointer)
-                failure: StorageError | None = None
+                state = self.state(known_seq=committed.seq)
+                head = state.head or committed
+                if state.foreign or (state.pointer and (state.pointer.seq or 0) >= head.seq):
+                    return
+                self._put_pointer(head, state.pointer)
+                failure = None
             except (ObjectExistsError, ObjectNotFoundError, StoreUnavailableError) as exc:
                 failure = exc  # someone else moved it, or the answer was lost: look again
-            except StorageError as exc:
-                raise self._pointer_lags(state.head) from exc
+            except (StorageError, ManifestParseError) as exc:
+                raise _pointer_lags(committed) from exc
+            if patience.clock() >= until:
+                raise _pointer_lags(committed) from failure
             if failure is not None:
-                if patience.clock() >= until:
-                    raise self._pointer_lags(state.head) from failure
                 patience.sleep(patience.pause_seconds)
-            try:
-                state = self.state(known_seq=state.head.seq)
-            except StoreUnavailableError as exc:
-                if patience.clock() >= until:
-                    raise self._pointer_lags(state.head) from exc
 
     def _put_pointer(self, record: CommitRecord, read: Pointer | None) -> None:
         body = encode_pointer(record)
@@ -242,13 +239,14 @@ class CommitLog:
             # the log upward and are not fooled.
             self._store.put(self._pointer_name, body, content_type=JSON_TYPE)
 
-    def _pointer_lags(self, record: CommitRecord) -> PublishCurrentError:
-        return PublishCurrentError(
-            f"commit {record.seq} is durable, but _CURRENT could not be moved to it; "
-            f"rerun with run_id={record.run_id!r} to finish",
-            run_id=record.run_id,
-            manifest_ref=record.manifest_ref,
-        )
+
+def _pointer_lags(record: CommitRecord) -> PublishCurrentError:
+    return PublishCurrentError(
+        f"commit {record.seq} is durable, but _CURRENT could not be moved to it; "
+        f"rerun with run_id={record.run_id!r} to finish",
+        run_id=record.run_id,
+        manifest_ref=record.manifest_ref,
+    )
 
 
 def _check_not_stale(start: BuildStart, state: LogState, run_id: str) -> None:

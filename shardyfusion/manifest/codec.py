@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Generator
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from shardyfusion.serde.keys import KeyEncoding
 
 FORMAT_VERSION = 4
 _MAGIC = b"SQLite format 3\0"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _SCHEMA = """
 CREATE TABLE build_meta (
@@ -104,7 +106,7 @@ def decode_manifest(body: bytes) -> Manifest:
 
 
 @contextlib.contextmanager
-def _parse_errors() -> Iterator[None]:
+def _parse_errors() -> Generator[None]:
     try:
         yield
     except ManifestParseError:
@@ -187,11 +189,19 @@ def _shard(row: dict[str, Any]) -> ShardRecord:
         checkpoint_id=row.get("checkpoint_id"),
         writer_info=_json_object(row.get("writer_info") or "{}", "writer_info"),
         backend=row.get("backend"),
-        objects=tuple(ShardObject(**item) for item in json.loads(row.get("objects") or "[]")),
+        objects=tuple(_object(item) for item in json.loads(row.get("objects") or "[]")),
         row_digest=row.get("row_digest"),
         key_bytes_min=row.get("key_bytes_min"),
         key_bytes_max=row.get("key_bytes_max"),
     )
+
+
+def _object(item: Any) -> ShardObject:
+    path, sha256 = str(item["path"]), str(item["sha256"])
+    # Both become file names on the reader's side.
+    if ".." in path.split("/") or path.startswith("/") or not _SHA256.fullmatch(sha256):
+        raise ManifestParseError(f"{item!r} is no object of a shard")
+    return ShardObject(path=path, size=_integer(item["size"], "size"), sha256=sha256)
 
 
 def _integer(value: Any, what: str, minimum: int = 0) -> int:

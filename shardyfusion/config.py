@@ -1,0 +1,189 @@
+"""What users ask for: frozen, keyword-only, and valid once built. Derive variations with `dataclasses.replace`.
+
+Resolving a request against data and a store is `writer/plan.py`; nothing here reads either.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from shardyfusion.credentials import CredentialProvider
+from shardyfusion.layout import check_db_path_template, check_segment
+from shardyfusion.limits import RateLimits
+from shardyfusion.retry import RetryConfig
+from shardyfusion.serde import KeyEncoding, ValueSpec
+from shardyfusion.shard_contract import DbAdapterFactory
+from shardyfusion.slatedb_adapter import SlateDbFactory
+from shardyfusion.storage import StoreAddress
+from shardyfusion.type_defs import DuplicatePolicy, S3ConnectionOptions, require
+
+Exchange = Literal["auto", "direct", "p2p", "tasks"]
+
+_RESERVED_CUSTOM = ("shardyfusion", "vector", "sqlite_sidecar")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """Names below the prefix, and local scratch.
+
+    `local_root` is where workers build shards before uploading them (default: the system's temporary directory); each
+    attempt has a private directory there, which is always removed.
+    """
+
+    shard_prefix: str = "shards"
+    db_path_template: str = "db={db_id:05d}"
+    local_root: str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        check_segment(self.shard_prefix, "shard_prefix")
+        require(
+            self.shard_prefix not in ("commits", "manifests", "runs", "_CURRENT"),
+            f"shard_prefix {self.shard_prefix!r} is taken by the snapshot's own objects; choose another",
+        )
+        check_db_path_template(self.db_path_template)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteConfig:
+    """What every sharded write needs. Use `HashShardedWriteConfig`.
+
+    Args:
+        s3_prefix: where the snapshot lives: `s3://bucket/prefix`, `file:///path`, a local path, or `memory://name`.
+        adapter_factory: the storage engine of the shards.
+        key_encoding: how keys become bytes; integers need `U64BE` or `U32BE`, text `UTF8`, bytes `RAW` or `UTF8`.
+        shard_id_col: name of the temporary column that holds the shard during a Dask shuffle; must not be in the data.
+        run_id: names this build; default a fresh one. Pass a failed run's id to finish it.
+        shard_retry: how often and how patiently a shard is built again after a passing error.
+        rate_limits: per shard; the aggregate rate is `max_writes_per_second x num_dbs`.
+        on_duplicate_key: `"fail"`, or keep the `"first"` or `"last"` row in input order.
+        custom: JSON values stored in the manifest for your own use.
+        force: publish even if a build that started later has been published.
+        allow_unsafe_store: write to a store that ignores create-only writes; two writers can then lose a version.
+    """
+
+    s3_prefix: str | os.PathLike[str]
+    adapter_factory: DbAdapterFactory = field(default_factory=SlateDbFactory)
+    key_encoding: KeyEncoding = KeyEncoding.U64BE
+    shard_id_col: str = "_shard_id"
+    run_id: str | None = None
+    shard_retry: RetryConfig = field(default_factory=RetryConfig)
+    rate_limits: RateLimits = field(default_factory=RateLimits)
+    output: OutputOptions = field(default_factory=OutputOptions)
+    credential_provider: CredentialProvider | None = field(default=None, repr=False)
+    s3_connection_options: S3ConnectionOptions | None = None
+    on_duplicate_key: DuplicatePolicy = "fail"
+    custom: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    force: bool = False
+    allow_unsafe_store: bool = False
+
+    def __post_init__(self) -> None:
+        self.address()
+        object.__setattr__(self, "key_encoding", _key_encoding(self.key_encoding))
+        require(bool(self.shard_id_col), "shard_id_col is empty; give a column name that your data does not use")
+        if self.run_id is not None:
+            check_segment(self.run_id, "run_id")
+        require(
+            self.on_duplicate_key in get_args(DuplicatePolicy),
+            f"on_duplicate_key is {self.on_duplicate_key!r}; use 'fail', 'first' or 'last'",
+        )
+        require(
+            all(hasattr(self.adapter_factory, name) for name in ("backend", "check", "open")),
+            f"adapter_factory {self.adapter_factory!r} is no factory; use SlateDbFactory(), LocalSlateDbFactory() or "
+            "SqliteFactory()",
+        )
+        _check_custom(self.custom)
+
+    def address(self) -> StoreAddress:
+        """The prefix, parsed, with what is needed to reach it."""
+        return StoreAddress.parse(
+            self.s3_prefix, credential_provider=self.credential_provider, options=self.s3_connection_options
+        )
+
+    @property
+    def local_root(self) -> Path | None:
+        return None if self.output.local_root is None else Path(self.output.local_root)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HashShardedWriteConfig(WriteConfig):
+    """Shard by hash of the key: `xxh3_64(key) mod num_dbs`.
+
+    Give exactly one of `num_dbs` and `max_keys_per_shard`; the latter means `num_dbs = ceil(rows / it)`, so it is a
+    target for the mean, not a bound for each shard, and it costs one pass over the input to count the rows.
+    """
+
+    num_dbs: int | None = None
+    max_keys_per_shard: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        chosen = [n for n in (self.num_dbs, self.max_keys_per_shard) if n is not None]
+        require(
+            len(chosen) == 1 and type(chosen[0]) is int and chosen[0] > 0,
+            "set exactly one of num_dbs or max_keys_per_shard, to a positive integer",
+        )
+        require((self.num_dbs or 1) <= 100_000, f"num_dbs={self.num_dbs} is too many; 100000 at most")
+
+
+@dataclass(frozen=True)
+class ColumnWriteInput:
+    """Which column (or named index) is the key, and how the other columns become the value."""
+
+    key_col: str
+    value_spec: ValueSpec
+
+    def __post_init__(self) -> None:
+        require(isinstance(self.key_col, str) and bool(self.key_col), "key_col must be the name of a column")
+        require(
+            isinstance(self.value_spec, ValueSpec),
+            f"value_spec is {self.value_spec!r}; use ValueSpec.binary_col, .json_cols or .callable_encoder",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DaskWriteOptions:
+    """How the Dask writer goes about it; none of these changes what is written.
+
+    Args:
+        sort_within_partitions: guarantee that adapters receive keys in ascending order.
+        verify_routing: route up to 20 rows of every partition again with the reader's scalar router, and compare.
+        exchange: how rows reach their shard. `"direct"` keeps everything in worker memory (Dask spills it) and is
+            fastest; `"p2p"` (distributed only) and `"tasks"` are Dask's own shuffles; `"auto"` takes `"direct"` until
+            partitions x shards passes 20,000.
+        retries: how often Dask may run a failed task again. Acts on the distributed scheduler only.
+    """
+
+    sort_within_partitions: bool = False
+    verify_routing: bool = True
+    exchange: Exchange = "auto"
+    retries: int = 2
+
+    def __post_init__(self) -> None:
+        require(
+            self.exchange in get_args(Exchange),
+            f"exchange is {self.exchange!r}; use one of {', '.join(map(repr, get_args(Exchange)))}",
+        )
+        require(self.retries >= 0, "retries must not be negative")
+
+
+def _key_encoding(value: KeyEncoding | str) -> KeyEncoding:
+    try:
+        return KeyEncoding(value)
+    except ValueError:
+        names = ", ".join(encoding.value for encoding in KeyEncoding)
+        require(False, f"key_encoding is {value!r}; use one of {names}")
+        raise
+
+
+def _check_custom(custom: Mapping[str, Any]) -> None:
+    taken = [name for name in _RESERVED_CUSTOM if name in custom]
+    require(not taken, f"custom must not hold {', '.join(map(repr, taken))}: these names are the format's own")
+    try:
+        json.dumps(dict(custom), allow_nan=False)
+    except (TypeError, ValueError) as exc:
+        require(False, f"custom is not JSON: {exc}")

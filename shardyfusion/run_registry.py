@@ -1,0 +1,152 @@
+"""Run records (FORMAT section 4): one `run.yaml` per execution, with a lease that a heartbeat keeps alive.
+
+Creating the record twice is also the probe of the store: one that accepts the second ignores create-only writes.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from shardyfusion.commits import Patience, create_once
+from shardyfusion.errors import ObjectExistsError, StorageError, StoreUnavailableError, UnsafeStoreError
+from shardyfusion.layout import YAML_TYPE, run_record_name, timestamp
+from shardyfusion.storage import ObjectStore
+
+_log = logging.getLogger(__name__)
+
+LEASE = timedelta(minutes=10)
+HEARTBEAT_SECONDS = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """The stored fields; moments are RFC 3339 text."""
+
+    run_id: str
+    started_at: str
+    updated_at: str
+    lease_expires_at: str
+    s3_prefix: str
+    shard_prefix: str
+    db_path_template: str
+    status: str = "running"
+    writer_type: str = "dask"
+    manifest_ref: str | None = None
+    error_type: str | None = None
+    error_message: str | None = None
+    format_version: int = 1
+
+    def encode(self) -> bytes:
+        import yaml
+
+        return yaml.safe_dump(asdict(self), sort_keys=True, default_flow_style=False, allow_unicode=True).encode()
+
+
+class RunLease:
+    """A live run record: renewed in the background until `finish`.
+
+    Invariants: the record exists from `start` on; exactly one terminal status is written; the heartbeat thread ends
+    with `finish` and never outlives the process. A renewal that fails is logged, not raised: a lost lease can at worst
+    fail this build, never break a snapshot.
+    """
+
+    def __init__(self, store: ObjectStore, name: str, record: RunRecord, heartbeat_seconds: float) -> None:
+        self._store = store
+        self._name = name
+        self._record = record
+        self._stop = threading.Event()
+        self._thread = threading.Thread(
+            target=self._renew, args=(heartbeat_seconds,), name=f"lease-{record.run_id}", daemon=True
+        )
+        self.started_at: datetime
+        """When the run started, on the store's clock."""
+
+    @classmethod
+    def start(
+        cls,
+        store: ObjectStore,
+        *,
+        run_id: str,
+        shard_prefix: str,
+        db_path_template: str,
+        allow_unsafe_store: bool = False,
+        patience: Patience | None = None,
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
+    ) -> RunLease:
+        """Create the record, probe the store with it, and keep it alive.
+
+        Raises `UnsafeStoreError` (and leaves nothing behind) if the store ignores create-only writes.
+        """
+        now = datetime.now(UTC)
+        record = RunRecord(
+            run_id=run_id,
+            started_at=timestamp(now),
+            updated_at=timestamp(now),
+            lease_expires_at=timestamp(now + LEASE),
+            s3_prefix=store.url,
+            shard_prefix=shard_prefix,
+            db_path_template=db_path_template,
+        )
+        name = run_record_name(timestamp(now), run_id, uuid.uuid4().hex)
+        create_once(store, name, record.encode(), content_type=YAML_TYPE, patience=patience or Patience())
+        _probe(store, name, record.encode(), allow_unsafe_store)
+        info = store.head(name)
+        if info is None:
+            raise StoreUnavailableError(
+                f"the run record {name} was created but is not there; is the prefix being deleted?"
+            )
+        lease = cls(store, name, record, heartbeat_seconds)
+        lease.started_at = info.modified
+        lease._thread.start()
+        return lease
+
+    def _renew(self, seconds: float) -> None:
+        while not self._stop.wait(seconds):
+            now = datetime.now(UTC)
+            self._put(replace(self._record, updated_at=timestamp(now), lease_expires_at=timestamp(now + LEASE)))
+
+    def _put(self, record: RunRecord) -> None:
+        try:
+            self._store.put(self._name, record.encode(), content_type=YAML_TYPE)
+            self._record = record
+        except StorageError as exc:
+            _log.warning("run record %s could not be updated: %s", self._name, exc)
+
+    def finish(self, *, manifest_ref: str | None = None, error: BaseException | None = None) -> None:
+        """Write the terminal status and end the lease."""
+        self._stop.set()
+        self._thread.join()
+        now = timestamp(datetime.now(UTC))
+        terminal: dict[str, Any] = {
+            "status": "succeeded" if error is None else "failed",
+            "manifest_ref": manifest_ref,
+            "error_type": None if error is None else type(error).__name__,
+            "error_message": None if error is None else str(error),
+        }
+        self._put(replace(self._record, updated_at=now, lease_expires_at=now, **terminal))
+
+
+def _probe(store: ObjectStore, name: str, body: bytes, allow_unsafe_store: bool) -> None:
+    try:
+        store.create(name, body, content_type=YAML_TYPE)
+    except ObjectExistsError:
+        return
+    except StoreUnavailableError as exc:
+        raise StoreUnavailableError(f"{store.url} did not answer the probe for create-only writes: {exc}") from exc
+    if allow_unsafe_store:
+        _log.warning(
+            "%s ignores create-only writes (If-None-Match: *). Two writers on this prefix can lose a version without "
+            "noticing; continuing because allow_unsafe_store=True",
+            store.url,
+        )
+        return
+    store.delete([name])
+    raise UnsafeStoreError(
+        f"{store.url} ignores create-only writes (If-None-Match: *), so two writers could lose a version unnoticed; "
+        "use a store that honours them, or pass allow_unsafe_store=True if there is never more than one writer"
+    )

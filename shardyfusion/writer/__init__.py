@@ -1,0 +1,1 @@
+"""Writing: request -> plan -> shard attempts -> outcome -> commit. Only `writer.dask` knows Dask."""

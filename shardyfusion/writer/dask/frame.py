@@ -1,0 +1,245 @@
+"""All the Dask there is: looking at a frame without computing it, and the graph that computes a write.
+
+What the tasks do is in `writer/encode.py` and `writer/shard.py`; nothing here touches a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import dask.dataframe as dd
+import pandas as pd
+import pyarrow as pa
+from dask.base import compute, get_scheduler
+from dask.delayed import Delayed
+from dask.highlevelgraph import HighLevelGraph
+
+from shardyfusion.config import DaskWriteOptions, Exchange
+from shardyfusion.errors import ComputeError, ConfigValidationError, ShardCoverageError, ShardyfusionError
+from shardyfusion.writer.encode import (
+    EncodedPartition,
+    PartitionReport,
+    Tally,
+    combine_reports,
+    encode_partition,
+)
+from shardyfusion.writer.plan import EncodePlan, ShardPlan, WritePlan
+from shardyfusion.writer.shard import ShardResult, build_shard
+
+DIRECT_EDGES = 20_000
+"""Partitions x shards up to which `exchange="auto"` sends pieces directly: beyond it the graph itself gets slow."""
+
+SchedulerKind = Literal["synchronous", "threads", "processes", "distributed", "other"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameFacts:
+    """What is known of the input before any data is touched. `dtypes` includes a named index."""
+
+    columns: tuple[str, ...]
+    dtypes: Mapping[str, Any]
+    index_name: str | None
+
+
+def frame_facts(ddf: Any) -> FrameFacts:
+    """Columns and dtypes from the frame's metadata; `ConfigValidationError` if it is no Dask DataFrame."""
+    if not isinstance(ddf, dd.DataFrame):
+        raise ConfigValidationError(
+            f"ddf is a {type(ddf).__module__}.{type(ddf).__name__}; give a Dask DataFrame, such as "
+            "dask.dataframe.from_pandas(frame, npartitions=4) or dask.dataframe.read_parquet(path)"
+        )
+    columns = tuple(ddf.columns)
+    dtypes = dict(zip(columns, ddf.dtypes, strict=True))
+    index = ddf.index
+    index_name = index.name if isinstance(index.name, str) else None
+    if index_name is not None and index_name not in dtypes:
+        dtypes[index_name] = index.dtype
+    return FrameFacts(columns=columns, dtypes=dtypes, index_name=index_name)
+
+
+def scheduler_kind() -> SchedulerKind:
+    """The ambient scheduler, as `dask.compute` would pick it for a DataFrame."""
+    module = str(
+        getattr(get_scheduler(cls=dd.DataFrame), "__module__", "dask.threaded")
+    )  # None is the default: threads
+    if module.startswith("distributed"):
+        return "distributed"
+    names: dict[str, SchedulerKind] = {
+        "dask.local": "synchronous",
+        "dask.threaded": "threads",
+        "dask.multiprocessing": "processes",
+    }
+    return names.get(module, "other")
+
+
+def choose_exchange(exchange: Exchange, partitions: int, num_dbs: int, scheduler: SchedulerKind) -> Exchange:
+    """`auto` resolved: `direct` while the graph stays small, else the shuffle that the scheduler does best."""
+    if exchange != "auto":
+        return exchange
+    if partitions * num_dbs <= DIRECT_EDGES:
+        return "direct"
+    return "p2p" if scheduler == "distributed" else "tasks"
+
+
+def count_rows(ddf: dd.DataFrame, key_col: str) -> int:
+    """Rows of the frame, by one pass over the key column only."""
+    keys = ddf[[key_col]] if key_col in ddf.columns else ddf[[]]
+    lengths = keys.map_partitions(len, meta=pd.Series([], dtype="int64"))
+    return int(_compute(lengths, {}).sum())
+
+
+def compute_write(
+    ddf: dd.DataFrame, columns: Sequence[str], plan: WritePlan, exchange: Exchange, options: DaskWriteOptions,
+    shard_id_col: str,
+) -> tuple[Tally, list[ShardResult]]:  # fmt: skip
+    """The one computation of a write: read and encode every partition once, place rows by shard, build every shard."""
+    graph = _WriteGraph(ddf[list(columns)].optimize(), plan)
+    shards = graph.direct() if exchange == "direct" else graph.shuffled(exchange, shard_id_col)
+    kwargs = {"retries": options.retries} if scheduler_kind() == "distributed" else {}
+    return _compute(shards, kwargs)
+
+
+class _WriteGraph:
+    """The tasks of one write, under names unique to its plan."""
+
+    def __init__(self, parts: dd.DataFrame, plan: WritePlan) -> None:
+        self._parts: Any = parts  # a collection, though Dask's own annotations do not agree
+        self._plan = plan
+        self._num_dbs = plan.encode.num_dbs
+        keys = parts.__dask_keys__()
+        self._numbers = range(len(keys))
+        encode, shard = self._name("encode-plan"), self._name("shard-plan")
+        self._tasks: dict[Any, Any] = {encode: (_constant, [plan.encode]), shard: (_constant, [plan.shard])}
+        for number, key in enumerate(keys):
+            self._tasks[self._name("encode"), number] = (_encode, key, number, encode)
+            self._tasks[self._name("report"), number] = (_report, (self._name("encode"), number))
+        reports = [(self._name("report"), number) for number in self._numbers]
+        # The gate: every shard task depends on it, so bad data anywhere stops the write before a shard is built.
+        self._tasks[self._name("gate")] = (_combine, encode, *reports)
+
+    def direct(self) -> Delayed:
+        """One small task per partition and shard hands the piece over: exact, in order, on every scheduler."""
+        tasks = dict(self._tasks)
+        for number in self._numbers:
+            for db_id in range(self._num_dbs):
+                tasks[self._name("piece"), number, db_id] = (_piece, (self._name("encode"), number), db_id)
+        for db_id in range(self._num_dbs):
+            pieces = [(self._name("piece"), number, db_id) for number in self._numbers]
+            tasks[self._name("shard"), db_id] = (_build, db_id, self._name("gate"), self._name("shard-plan"), *pieces)
+        return self._finish(tasks, [self._parts])
+
+    def shuffled(self, method: str, shard_id_col: str) -> Delayed:
+        """Dask's own shuffle: spills to disk, scales past memory. `set_index` with one division per shard is exact."""
+        tasks = dict(self._tasks)
+        for number in self._numbers:
+            tasks[self._name("frame"), number] = (_to_frame, (self._name("encode"), number), shard_id_col)
+        base = HighLevelGraph.from_collections(self._name("encoded"), tasks, dependencies=[self._parts])
+        frames = [Delayed((self._name("frame"), number), base, layer=self._name("encoded")) for number in self._numbers]
+        encoded = dd.from_delayed(frames, meta=_meta(self._plan.encode, shard_id_col), verify_meta=False)
+        divisions = [*range(self._num_dbs), self._num_dbs - 1]
+        placed = encoded.set_index(shard_id_col, divisions=divisions, shuffle_method=method).to_delayed()
+        shards: dict[Any, Any] = {}
+        for db_id, partition in enumerate(placed):
+            shards[self._name("shard"), db_id] = (
+                _build_from_frame, db_id, self._name("gate"), self._name("shard-plan"), partition.key,
+            )  # fmt: skip
+        return self._finish(shards, [*placed, *frames])
+
+    def _finish(self, tasks: dict[Any, Any], dependencies: list[Any]) -> Delayed:
+        name = self._name("collect")
+        shards = [(self._name("shard"), db_id) for db_id in range(self._num_dbs)]
+        tasks[name] = (_collect, self._name("gate"), *shards)
+        return Delayed(name, HighLevelGraph.from_collections(name, tasks, dependencies=dependencies))
+
+    def _name(self, step: str) -> str:
+        return f"shardyfusion-{step}-{self._plan.token}"
+
+
+def _constant(box: list[Any]) -> Any:
+    return box[0]
+
+
+def _encode(frame: pd.DataFrame, number: int, plan: EncodePlan) -> EncodedPartition:
+    return encode_partition(frame, number, plan)
+
+
+def _report(encoded: EncodedPartition) -> PartitionReport:
+    return encoded.report
+
+
+def _combine(plan: EncodePlan, *reports: PartitionReport) -> Tally:
+    return combine_reports(reports, plan)
+
+
+def _piece(encoded: EncodedPartition, db_id: int) -> pa.Table | None:
+    return encoded.pieces[db_id]
+
+
+def _build(db_id: int, tally: Tally, plan: ShardPlan, *pieces: pa.Table | None) -> ShardResult:
+    return build_shard(db_id, tally, pieces, plan)
+
+
+def _collect(tally: Tally, *results: ShardResult) -> tuple[Tally, list[ShardResult]]:
+    return tally, list(results)
+
+
+_ARROW_TYPES = {"key": pa.large_binary(), "value": pa.large_binary(), "ordinal": pa.int64()}
+
+
+def _meta(plan: EncodePlan, shard_id_col: str) -> pd.DataFrame:
+    names = ["key", "value", "ordinal"] if plan.with_ordinal else ["key", "value"]
+    columns: dict[str, Any] = {shard_id_col: pd.Series([], dtype="int64")}
+    columns |= {_carried(name): pd.Series([], dtype=pd.ArrowDtype(_ARROW_TYPES[name])) for name in names}
+    return pd.DataFrame(columns)
+
+
+def _carried(name: str) -> str:
+    """Column names inside a shuffle; prefixed so that no choice of `shard_id_col` can meet them."""
+    return f"shardyfusion:{name}"
+
+
+def _to_frame(encoded: EncodedPartition, shard_id_col: str) -> pd.DataFrame:
+    """An encoded partition as the pandas frame that Dask's shuffles move."""
+    tables: list[pa.Table] = []
+    for db_id, piece in enumerate(encoded.pieces):
+        if piece is not None:
+            tables.append(piece.append_column(shard_id_col, pa.array([db_id] * len(piece), pa.int64())))
+    if not tables:
+        return pd.DataFrame({})
+    table = pa.concat_tables(tables)
+    columns: dict[str, Any] = {shard_id_col: table.column(shard_id_col).to_numpy()}
+    for name in table.column_names[:-1]:
+        columns[_carried(name)] = pd.arrays.ArrowExtensionArray(table.column(name))
+    return pd.DataFrame(columns)
+
+
+def _build_from_frame(db_id: int, tally: Tally, plan: ShardPlan, frame: pd.DataFrame) -> ShardResult:
+    strangers = frame.index[frame.index != db_id]
+    if len(strangers):
+        raise ShardCoverageError(
+            f"{len(strangers)} rows of other shards arrived at shard {db_id}, the first of shard {strangers[0]}",
+            db_id=db_id,
+        )
+    columns = {name.partition(":")[2]: pa.array(frame[name].array) for name in frame.columns}
+    return build_shard(db_id, tally, [pa.table(columns)], plan)
+
+
+def _compute(collection: Any, kwargs: dict[str, Any]) -> Any:
+    """Compute, and let nothing but our own errors out; the original is chained."""
+    try:
+        (value,) = compute(collection, **kwargs)
+    except ShardyfusionError:
+        raise
+    except Exception as exc:
+        if type(exc).__name__ == "KilledWorker":
+            raise ShardCoverageError(
+                f"workers died too often while running {getattr(exc, 'task', 'a task')}; they often ran out of memory. "
+                "Give them more memory, or use more shards or smaller partitions; nothing was published",
+                task=str(getattr(exc, "task", "")),
+            ) from exc
+        raise ComputeError(
+            f"computing the DataFrame failed with {type(exc).__name__}: {exc}; nothing was published"
+        ) from exc
+    return value

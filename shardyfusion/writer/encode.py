@@ -1,0 +1,225 @@
+"""One partition of the input becomes Arrow rows (key, value) per shard, with a tally. Runs on workers, knows no Dask.
+
+Problems of the data travel home as data (`PartitionReport.error`): nothing here raises for a bad row, so that no
+scheduler repeats the task and no shard is built.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from shardyfusion.errors import InputDataError, ShardAssignmentError, ShardyfusionError, ValueEncodingError
+from shardyfusion.serde.columns import looks_converted
+from shardyfusion.serde.key_columns import KeyProblems, encode_key_column
+from shardyfusion.serde.row_digest import digest_by_shard, row_hashes
+from shardyfusion.writer.plan import ROUTING_SAMPLE_ROWS, EncodePlan
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pandas as pd
+    import pyarrow as pa
+
+    Integers = npt.NDArray[np.int64]
+    Digests = npt.NDArray[np.uint64]
+
+ORDINAL_SHIFT = 40
+"""An ordinal is `partition << 40 | row`: 2^40 rows a partition, 2^23 partitions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartitionReport:
+    """What one partition held: per shard a row count and an order-independent digest, or why it cannot be written."""
+
+    partition: int
+    rows: int
+    seconds: float
+    counts: Integers | None = None
+    digests: Digests | None = None
+    payload_bytes: int = 0
+    converted: str | None = None
+    problems: KeyProblems | None = None
+    error: ShardyfusionError | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tally:
+    """The sum of all partition reports: what every shard must come to. `error` stops the write before any shard."""
+
+    rows: int
+    payload_bytes: int
+    seconds: float
+    counts: Integers
+    digests: Digests
+    converted: str | None = None
+    error: ShardyfusionError | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedPartition:
+    """`pieces[s]` holds the rows of shard `s` in input order, or None where there are none."""
+
+    report: PartitionReport
+    pieces: Sequence[pa.Table | None]
+
+
+def encode_partition(frame: pd.DataFrame, partition: int, plan: EncodePlan) -> EncodedPartition:
+    """Encode, route and split one partition."""
+    started = time.perf_counter()
+    if len(frame) == 0:
+        return _stopped(partition, frame, plan, started)
+    try:
+        keys = encode_key_column(
+            key_column(frame, plan.input.key_col),
+            plan.key_encoding,
+            min_bytes=plan.min_key_bytes,
+            max_bytes=plan.max_key_bytes,
+        )
+        if keys.problems:
+            return _stopped(partition, frame, plan, started, problems=keys.problems)
+        shards = plan.router.route_arrow(keys.values, {})
+        if plan.verify_routing:
+            verify_sample(keys.values, shards, plan, partition)
+        values = _encode_values(frame, keys.values, plan, partition)
+    except ShardyfusionError as exc:
+        exc.facts.setdefault("partition", partition)
+        return _stopped(partition, frame, plan, started, error=exc)
+    pieces, report = _split(keys.stored, values, shards, partition, plan)
+    report = replace(report, seconds=time.perf_counter() - started, converted=_converted(frame, partition, plan))
+    return EncodedPartition(report=report, pieces=pieces)
+
+
+def key_column(frame: pd.DataFrame, key_col: str) -> Any:
+    """The key column, which may be the named index."""
+    return frame[key_col] if key_col in frame.columns else frame.index
+
+
+def verify_sample(keys: pa.Array, shards: Integers, plan: EncodePlan, partition: int) -> None:
+    """Route evenly spread rows again with the scalar router that readers use; the two are independent code."""
+    step = max(1, len(keys) // ROUTING_SAMPLE_ROWS)
+    for row in range(0, min(len(keys), step * ROUTING_SAMPLE_ROWS), step):
+        key = keys[row].as_py()
+        expected = plan.router.route(key)
+        if expected != int(shards[row]):
+            raise ShardAssignmentError(
+                "the writer's router and the reader's router disagree; this is a bug in routing, nothing was published",
+                key=key,
+                written_to=int(shards[row]),
+                read_from=expected,
+                partition=partition,
+            )
+
+
+def _encode_values(frame: pd.DataFrame, keys: pa.Array, plan: EncodePlan, partition: int) -> pa.LargeBinaryArray:
+    try:
+        return plan.input.value_spec.encode_frame(frame)
+    except ValueEncodingError as exc:
+        row = exc.facts.get("row")
+        if isinstance(row, int):
+            exc.facts["key"] = keys[row].as_py()
+        exc.facts["partition"] = partition
+        raise
+
+
+def _split(
+    keys: pa.LargeBinaryArray,
+    values: pa.LargeBinaryArray,
+    shards: Integers,
+    partition: int,
+    plan: EncodePlan,
+) -> tuple[Sequence[pa.Table | None], PartitionReport]:
+    """The rows of each shard in input order, and the tally of what went where."""
+    import numpy as np
+    import pyarrow as pa
+
+    num_dbs = plan.num_dbs
+    counts = np.bincount(shards, minlength=num_dbs).astype(np.int64)
+    digests = digest_by_shard(row_hashes(keys, values), shards, num_dbs)
+    columns: dict[str, Any] = {"key": keys, "value": values}
+    if plan.with_ordinal:
+        columns["ordinal"] = pa.array(np.arange(len(shards), dtype=np.int64) + (partition << ORDINAL_SHIFT))
+    table = pa.table(columns)
+    # A stable sort keeps input order within a shard; on 16-bit numbers numpy does it by radix.
+    order = np.argsort(shards.astype(np.uint16 if num_dbs <= 1 << 16 else np.int64), kind="stable")
+    ends = np.cumsum(counts)
+    # Each piece is taken on its own, so that it owns just its bytes: a slice would carry the whole partition when sent.
+    pieces = [table.take(pa.array(order[end - n : end])) if n else None for n, end in zip(counts, ends, strict=True)]
+    report = PartitionReport(
+        partition=partition,
+        rows=len(shards),
+        seconds=0.0,
+        counts=counts,
+        digests=digests,
+        payload_bytes=_payload(keys) + _payload(values),
+    )
+    return pieces, report
+
+
+def _converted(frame: pd.DataFrame, partition: int, plan: EncodePlan) -> str | None:
+    """A warning if a value column looks like text that Dask made of lists, dicts, decimals or bytes. The first
+    partition is enough: Dask converts whole columns."""
+    names = plan.input.value_spec.columns or tuple(frame.columns)
+    reasons = [(name, looks_converted(frame[name])) for name in names] if partition == 0 else []
+    return next((f"column {name!r} {reason}" for name, reason in reasons if reason), None)
+
+
+def _payload(column: pa.LargeBinaryArray) -> int:
+    """Bytes of all values of a column, from its offsets."""
+    import numpy as np
+
+    offsets = np.frombuffer(column.buffers()[1], dtype=np.int64)
+    return int(offsets[column.offset + len(column)] - offsets[column.offset])
+
+
+def _stopped(
+    partition: int,
+    frame: pd.DataFrame,
+    plan: EncodePlan,
+    started: float,
+    *,
+    error: ShardyfusionError | None = None,
+    problems: KeyProblems | None = None,
+) -> EncodedPartition:
+    report = PartitionReport(
+        partition=partition, rows=len(frame), seconds=time.perf_counter() - started, problems=problems, error=error
+    )
+    return EncodedPartition(report=report, pieces=[None] * plan.num_dbs)
+
+
+def combine_reports(reports: Sequence[PartitionReport], plan: EncodePlan) -> Tally:
+    """Add up all partitions; the first error in partition order, or the key problems of all, becomes the error."""
+    import numpy as np
+
+    reports = sorted(reports, key=lambda report: report.partition)
+    counts = np.zeros(plan.num_dbs, dtype=np.int64)
+    digests = np.zeros(plan.num_dbs, dtype=np.uint64)
+    for report in reports:
+        if report.counts is not None and report.digests is not None:
+            counts += report.counts
+            digests += report.digests
+    return Tally(
+        rows=sum(report.rows for report in reports),
+        payload_bytes=sum(report.payload_bytes for report in reports),
+        seconds=sum(report.seconds for report in reports),
+        counts=counts,
+        digests=digests,
+        converted=next((report.converted for report in reports if report.converted), None),
+        error=next((report.error for report in reports if report.error), None) or _key_error(reports, plan),
+    )
+
+
+def _key_error(reports: Sequence[PartitionReport], plan: EncodePlan) -> InputDataError | None:
+    problems = sum((report.problems for report in reports if report.problems), KeyProblems())
+    if not problems:
+        return None
+    first = next(report.partition for report in reports if report.problems)
+    return InputDataError(
+        f"{problems.describe(plan.input.key_col)}; first in partition {first}. Nothing was written",
+        column=plan.input.key_col,
+        nulls=problems.nulls,
+        invalid=problems.invalid,
+        partition=first,
+    )

@@ -1,0 +1,70 @@
+"""What a write gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from shardyfusion.manifest import ManifestRef
+from shardyfusion.writer.attempt import ShardAttempt
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteSeconds:
+    """Where the time went. The first four are wall clock on the driver and add up to `total`; the `_tasks` are summed
+    over all workers, and zero when an earlier execution of the run id had done the work."""
+
+    plan: float = 0.0
+    build: float = 0.0
+    publish: float = 0.0
+    sweep: float = 0.0
+    encode_tasks: float = 0.0
+    shard_tasks: float = 0.0
+    rate_limit_waits: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.plan + self.build + self.publish + self.sweep
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildResult:
+    """A published snapshot.
+
+    `rows` are those stored (`input_rows` less dropped duplicates), `payload_bytes` the key and value bytes, `db_bytes`
+    the size of the shards as stored, `attempts` how often each shard was tried, by shard number.
+    """
+
+    run_id: str
+    manifest_ref: ManifestRef
+    winners: tuple[ShardAttempt, ...]
+    num_dbs: int
+    input_rows: int
+    seconds: WriteSeconds
+    attempts: Mapping[int, int] = field(default_factory=dict[int, int])
+    payload_bytes: int = 0
+    reused: bool = False
+    """True when an earlier execution of this run id had built the shards, so that no input was read."""
+
+    @property
+    def rows(self) -> int:
+        return sum(winner.rows for winner in self.winners)
+
+    @property
+    def db_bytes(self) -> int:
+        return sum(winner.db_bytes for winner in self.winners)
+
+    def __repr__(self) -> str:
+        pace = f", {self.rows / self.seconds.total:,.0f} rows/s" if self.seconds.total else ""
+        return (
+            f"BuildResult(run_id={self.run_id!r}, {self.rows:,} rows in {len(self.winners)} of {self.num_dbs} shards, "
+            f"{_size(self.db_bytes)}, {self.seconds.total:.2f} s{pace})\n  {self.manifest_ref.ref}"
+        )
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:,.0f} B" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1024
+    return f"{count:,.1f} TiB"

@@ -1,0 +1,104 @@
+"""The same job on every backend, store and scheduler: 20,000 rows in, the same 20,000 rows out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dask
+import dask.dataframe as dd
+import pytest
+from distributed import Client, LocalCluster
+
+from shardyfusion import (
+    ColumnWriteInput,
+    DaskWriteOptions,
+    HashShardedWriteConfig,
+    LocalSlateDbFactory,
+    ShardedReader,
+    SlateDbFactory,
+    SqliteFactory,
+    ValueSpec,
+)
+from shardyfusion.writer.dask import write_hash_sharded
+from tests.writer.frames import Rows, contents, make_rows, parquet_frame
+
+ROWS = 20_000
+BACKENDS = {"sqlite": SqliteFactory(), "slatedb": SlateDbFactory(), "slatedb-local": LocalSlateDbFactory()}
+
+
+@pytest.fixture(scope="module")
+def rows() -> Rows:
+    return make_rows(ROWS)
+
+
+@pytest.fixture(scope="module")
+def source(rows: Rows, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("input")
+    parquet_frame(rows, directory, partitions=6)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def cluster(s3: str) -> Iterator[LocalCluster]:
+    """Two worker processes. After `s3`, so that they inherit its environment."""
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        yield cluster
+
+
+@contextmanager
+def scheduler(name: str, request: pytest.FixtureRequest) -> Iterator[None]:
+    if name == "distributed":
+        with Client(request.getfixturevalue("cluster")), dask.config.set(scheduler=None):
+            yield
+    else:
+        with dask.config.set(scheduler=name, num_workers=2):
+            yield
+
+
+@pytest.fixture(params=["local", "s3"])
+def prefix(request: pytest.FixtureRequest) -> str:
+    return str(request.getfixturevalue("s3_prefix" if request.param == "s3" else "tmp_path"))
+
+
+@pytest.mark.parametrize("scheduler_name", ["synchronous", "threads", "processes", "distributed"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_write_then_read_back_exactly(
+    backend: str, scheduler_name: str, prefix: str, rows: Rows, source: Path, request: pytest.FixtureRequest
+) -> None:
+    config = HashShardedWriteConfig(num_dbs=5, s3_prefix=prefix, adapter_factory=BACKENDS[backend])
+    with scheduler(scheduler_name, request):
+        result = write_hash_sharded(
+            dd.read_parquet(source), config, ColumnWriteInput("id", ValueSpec.binary_col("payload"))
+        )
+    assert (result.rows, result.input_rows, len(result.winners)) == (ROWS, ROWS, 5)
+    assert contents(prefix) == {key.to_bytes(8, "big"): value for key, value in rows.items()}
+    with ShardedReader(prefix) as reader:
+        assert reader.multi_get([*rows, 5]) == {**rows, 5: None}
+
+
+@pytest.mark.parametrize(
+    ("exchange", "scheduler_name"),
+    [("tasks", "synchronous"), ("tasks", "threads"), ("tasks", "distributed"), ("p2p", "distributed")],
+)
+def test_dasks_own_shuffles_place_rows_exactly(
+    exchange: str,
+    scheduler_name: str,
+    rows: Rows,
+    source: Path,
+    tmp_path: Path,
+    counted,
+    request: pytest.FixtureRequest,
+) -> None:
+    ddf, evaluations = counted(dd.read_parquet(source))
+    config = HashShardedWriteConfig(num_dbs=7, s3_prefix=tmp_path / "snap", adapter_factory=SqliteFactory())
+    with scheduler(scheduler_name, request):
+        write_hash_sharded(
+            ddf,
+            config,
+            ColumnWriteInput("id", ValueSpec.binary_col("payload")),
+            DaskWriteOptions(exchange=exchange),  # type: ignore[arg-type]
+        )
+    assert contents(tmp_path / "snap") == {key.to_bytes(8, "big"): value for key, value in rows.items()}
+    assert evaluations() == ddf.npartitions, "the input is evaluated once"
