@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -228,6 +229,22 @@ def test_a_lock_that_is_held_too_long_is_reported(tmp_path: Path) -> None:
     ):
         pass
     assert files(tmp_path) == []
+
+
+def test_a_lock_on_a_file_that_was_removed_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last holder removes the file between our open and our lock: others would lock a new one meanwhile."""
+    real, removed, lock = fcntl.flock, [], tmp_path / ".shardyfusion-lock"
+
+    def late(fd: int, operation: int) -> None:
+        real(fd, operation)
+        if not removed:
+            lock.unlink()
+            removed.append(lock)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with locked(tmp_path):
+        assert removed
+        assert lock.exists()
 
 
 def _add_ones(root: Path, times: int) -> None:

@@ -61,9 +61,8 @@ def frame_facts(ddf: Any) -> FrameFacts:
 
 def scheduler_kind() -> SchedulerKind:
     """The ambient scheduler, as `dask.compute` would pick it for a DataFrame."""
-    module = str(
-        getattr(get_scheduler(cls=dd.DataFrame), "__module__", "dask.threaded")
-    )  # None is the default: threads
+    get = get_scheduler(cls=dd.DataFrame)
+    module = "dask.threaded" if get is None else str(getattr(get, "__module__", ""))
     if module.startswith("distributed"):
         return "distributed"
     names: dict[str, SchedulerKind] = {

@@ -1,0 +1,296 @@
+"""Builds one shard as a SlateDB database: straight in its store, or in local scratch and uploaded when sealed.
+
+How calls reach SlateDB is in `bridge.py`, what it is told in `settings.py`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from shardyfusion._optional import needs
+from shardyfusion.errors import InputDataError, ShardWriteError
+from shardyfusion.layout import BINARY_TYPE, join_url
+from shardyfusion.local_cache import file_sha256
+from shardyfusion.manifest.models import ShardObject
+from shardyfusion.shard_contract import SealedShard, ShardTarget
+from shardyfusion.slatedb_adapter.bridge import Bridge
+from shardyfusion.slatedb_adapter.reader import OpenDatabase
+from shardyfusion.slatedb_adapter.settings import MAX_KEY_BYTES, Place, bulk_settings, local_place, place_of, refusal
+from shardyfusion.storage import StoreAddress
+from shardyfusion.storage.durable import sync_path
+from shardyfusion.type_defs import BackendName, require
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from slatedb.uniffi import Db
+
+_EXTRA = "writer-dask-slatedb"
+_BATCH_ROWS = 16_384
+_BATCH_BYTES = 8 * 1024 * 1024
+_ABORT_SECONDS = 10.0
+_COUNT_CACHE_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Factory:
+    """What both ways of building share.
+
+    Args:
+        sst_bytes: Size of a sorted table. Up to five of them are held in memory by each shard being written.
+        deadline_seconds: How long any one call into SlateDB may take before the attempt fails.
+    """
+
+    sst_bytes: int = 64 * 1024 * 1024
+    deadline_seconds: float = 300.0
+
+    def __post_init__(self) -> None:
+        require(self.sst_bytes >= 1024 * 1024, f"sst_bytes {self.sst_bytes!r} must be at least 1048576")
+        require(self.deadline_seconds > 0, f"deadline_seconds {self.deadline_seconds!r} must be positive")
+
+    @property
+    def backend(self) -> BackendName:
+        return "slatedb"
+
+    @property
+    def max_key_bytes(self) -> int | None:
+        return MAX_KEY_BYTES
+
+    @property
+    def min_key_bytes(self) -> int:
+        return 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlateDbFactory(_Factory):
+    """Shards as SlateDB databases, written straight to S3 or to a local directory."""
+
+    def check(self, address: StoreAddress) -> None:
+        needs("slatedb", extra=_EXTRA)
+        reason = refusal(address)
+        require(
+            reason is None,
+            f"SlateDbFactory cannot write to {address.url}: {reason}; use LocalSlateDbFactory or SqliteFactory",
+        )
+
+    def open(self, target: ShardTarget) -> SlateDbAdapter:
+        self.check(target.address)
+        return DirectAdapter(target, self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalSlateDbFactory(_Factory):
+    """Shards as SlateDB databases, built in local scratch and uploaded to any store when sealed."""
+
+    def check(self, address: StoreAddress) -> None:
+        del address
+        needs("slatedb", extra=_EXTRA)
+
+    def open(self, target: ShardTarget) -> SlateDbAdapter:
+        needs("slatedb", extra=_EXTRA)
+        return LocalAdapter(target, self)
+
+
+class SlateDbAdapter(ABC):
+    """One shard being written. Subclasses say where the database is and how its objects become durable there.
+
+    What `seal()` verifies: a fresh reader scans the whole closed database, which checks the checksum of every block,
+    and counts its rows; every object is then read back from where it was built and recorded with its digest.
+    """
+
+    def __init__(self, target: ShardTarget, settings: _Factory) -> None:
+        from slatedb.uniffi import DbBuilder
+
+        self._target = target
+        self._payload_bytes = 0
+        self._sealed: SealedShard | None = None
+        self._db: Db | None = None
+        self._closed = False
+        self._bridge = Bridge(
+            url=join_url(target.store.url, target.directory),
+            db_id=target.db_id,
+            deadline_seconds=settings.deadline_seconds,
+            failure=ShardWriteError,
+        )
+        with self._bridge.calling("create"):
+            self._place = self._make_place()
+            builder = DbBuilder(self._place.path, self._place.store)
+            builder.with_settings(bulk_settings(sst_bytes=settings.sst_bytes, retries=self._place.retries))
+        self._db = self._bridge.run("create", builder.build)
+
+    @abstractmethod
+    def _make_place(self) -> Place:
+        """Where the database is built."""
+
+    @abstractmethod
+    def _publish(self) -> Iterator[ShardObject]:
+        """Make every object of the closed database durable at the target."""
+
+    def write_arrow(self, batch: pa.RecordBatch) -> None:
+        import pyarrow.compute as pc
+
+        if batch.num_rows:
+            extremes = pc.call_function("min_max", [pc.call_function("binary_length", [batch.column("key")])])
+            self._check_key_lengths(extremes["min"].as_py(), extremes["max"].as_py())
+        row_bytes = batch.nbytes // max(batch.num_rows, 1) + 1
+        rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // row_bytes))
+        for start in range(0, batch.num_rows, rows):
+            part = batch.slice(start, rows)
+            self._put(zip(part.column("key").to_pylist(), part.column("value").to_pylist(), strict=True))
+            self._payload_bytes += part.nbytes
+
+    def write_batch(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
+        for chunk, held in _chunks(pairs):
+            lengths = [len(key) for key, _ in chunk]
+            self._check_key_lengths(min(lengths), max(lengths))
+            self._put(chunk)
+            self._payload_bytes += held
+
+    def _check_key_lengths(self, shortest: int, longest: int) -> None:
+        # SlateDB 0.17 takes a longer key without a word, and then does not find it.
+        if shortest < 1 or longest > MAX_KEY_BYTES:
+            raise InputDataError(
+                f"a key of {longest if shortest else 0} bytes cannot be stored in {self._bridge.url}: SlateDB takes "
+                f"keys of 1 to {MAX_KEY_BYTES} bytes; use SqliteFactory",
+                db_id=self._target.db_id,
+            )
+
+    def _put(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
+        from slatedb.uniffi import WriteBatch
+
+        db = self._writable()
+        with self._bridge.calling("write"):
+            batch = WriteBatch()
+            put = batch.put
+            for key, value in pairs:
+                put(key, value)
+        self._bridge.run("write", lambda: db.write(batch))
+
+    def seal(self) -> SealedShard:
+        from slatedb.uniffi import FlushOptions, FlushType
+
+        db = self._writable()
+        everything = FlushOptions(flush_type=FlushType.MEM_TABLE)
+        self._bridge.run("flush", lambda: db.flush_with_options(everything))
+        self._bridge.run("close", db.shutdown)
+        self._db = None
+        rows = self._count_rows()
+        objects = tuple(self._publish())
+        self._sealed = SealedShard(rows=rows, db_bytes=sum(found.size for found in objects), objects=objects)
+        return self._sealed
+
+    def _count_rows(self) -> int:
+        database = OpenDatabase(self._bridge, self._place, cache_bytes=_COUNT_CACHE_BYTES)
+        try:
+            return sum(map(len, database.batches()))
+        finally:
+            database.close()
+
+    def db_bytes(self) -> int:
+        return self._sealed.db_bytes if self._sealed else self._payload_bytes
+
+    def close(self) -> None:
+        """Release the database. Without `seal()`, what it had stored already is removed, as far as that works."""
+        if self._closed:
+            return
+        self._closed = True
+        with suppress(Exception):  # it may hide no exception in flight
+            self._drop()
+            if self._sealed is None:  # not reached while the database, or its parent process, may still be writing
+                self._target.store.delete(self._stored())
+
+    def _drop(self) -> None:
+        from slatedb.uniffi import CloseOptions
+
+        db, self._db = self._db, None
+        if db is not None:
+            without_flush = CloseOptions(flush_type=None)
+            seconds = min(_ABORT_SECONDS, self._bridge.deadline_seconds)
+            self._bridge.run("close", lambda: db.shutdown_with_options(without_flush), deadline_seconds=seconds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _stored(self) -> dict[str, int]:
+        """What the target holds of this attempt: names and sizes."""
+        return {info.name: info.size for info in self._target.store.list(f"{self._target.directory}/")}
+
+    def _writable(self) -> Db:
+        if self._db is None:
+            raise ShardWriteError(f"the writer of {self._bridge.url} is closed", db_id=self._target.db_id)
+        return self._db
+
+
+class DirectAdapter(SlateDbAdapter):
+    """Builds in the target's directory itself, which belongs to this attempt alone."""
+
+    def _make_place(self) -> Place:
+        target = self._target
+        if target.address.kind == "file":
+            try:
+                (target.address.path / target.directory).mkdir(parents=True, exist_ok=True)
+            except OSError as exc:
+                raise ShardWriteError(f"cannot make {self._bridge.url}: {exc.strerror}", db_id=target.db_id) from exc
+        return place_of(target.address, target.directory)
+
+    def _publish(self) -> Iterator[ShardObject]:
+        for name, size in self._stored().items():
+            path = self._read_back(name)
+            yield ShardObject(path=name[len(self._target.directory) + 1 :], size=size, sha256=file_sha256(path))
+            if self._target.address.kind != "file":
+                path.unlink()
+
+    def _read_back(self, name: str) -> Path:
+        target = self._target
+        if target.address.kind == "file":  # SlateDB writes files without fsync
+            path = target.address.path / name
+            for changed in (path, path.parent, path.parent.parent):
+                sync_path(changed)
+            return path
+        path = target.scratch / "read-back"
+        target.store.download(name, path)
+        return path
+
+
+class LocalAdapter(SlateDbAdapter):
+    """Builds in scratch, so that the store sees every object once and nothing before `seal()`."""
+
+    def _make_place(self) -> Place:
+        self._root = self._target.scratch / "slatedb"
+        self._root.mkdir()
+        return local_place(self._root)
+
+    def _publish(self) -> Iterator[ShardObject]:
+        target = self._target
+        expected: dict[str, int] = {}
+        for path in sorted(found for found in self._root.rglob("*") if found.is_file()):
+            inner = path.relative_to(self._root).as_posix()
+            name = f"{target.directory}/{inner}"
+            expected[name] = path.stat().st_size
+            target.store.upload(name, path, content_type=BINARY_TYPE)
+            yield ShardObject(path=inner, size=expected[name], sha256=file_sha256(path))
+        stored = self._stored()
+        if stored != expected:
+            differing = sorted(name for name, _ in stored.items() ^ expected.items())
+            raise ShardWriteError(f"{self._bridge.url} does not hold what was uploaded", objects=differing)
+
+
+def _chunks(pairs: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[list[tuple[bytes, bytes]], int]]:
+    """Pairs in lists of bounded size, each with its bytes."""
+    chunk: list[tuple[bytes, bytes]] = []
+    held = 0
+    for pair in pairs:
+        chunk.append(pair)
+        held += len(pair[0]) + len(pair[1])
+        if len(chunk) >= _BATCH_ROWS or held >= _BATCH_BYTES:
+            yield chunk, held
+            chunk, held = [], 0
+    if chunk:
+        yield chunk, held

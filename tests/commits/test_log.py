@@ -1,0 +1,339 @@
+"""The commit log: one chain, three outcomes of a conditional write, and readers that are never led back."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from shardyfusion.commits import BuildStart, CommitLog, CommitRecord, Patience, served_manifest
+from shardyfusion.errors import (
+    CommitLogError,
+    ManifestParseError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    PublishCurrentError,
+    PublishUnknownError,
+    RunExpiredError,
+    SnapshotNotFoundError,
+    StaleBuildError,
+    StorageError,
+    StoreAccessError,
+    StoreUnavailableError,
+    UnsafeStoreError,
+)
+from shardyfusion.layout import JSON_TYPE, commit_name
+from shardyfusion.storage import MemoryStore, ObjectStore, StoreAddress, open_store
+
+EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+HASTY = Patience(deadline_seconds=0.0, pause_seconds=0.0)
+PATIENT = Patience(deadline_seconds=30.0, pause_seconds=0.0)
+
+
+@pytest.fixture
+def store() -> ObjectStore:
+    return MemoryStore(f"memory://{uuid4().hex}/snap")
+
+
+class Disturbed:
+    """A store whose `disturb(verb, name)` may return an error for a request.
+
+    `after=True`: the request is applied and its answer lost; else it never arrives.
+    """
+
+    def __init__(self, store: ObjectStore, disturb: Callable[[str, str], Exception | None], *, after: bool) -> None:
+        self._store, self._disturb, self._after = store, disturb, after
+
+    def __getattr__(self, verb: str) -> Any:
+        real = getattr(self._store, verb)
+        if not callable(real):
+            return real
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            error = self._disturb(verb, args[0] if args else "")
+            if error is not None and not self._after:
+                raise error
+            try:
+                return real(*args, **kwargs)
+            finally:
+                if error is not None:
+                    raise error
+
+        return call
+
+
+def times(count: int, verb: str, part: str, error: Exception) -> Callable[[str, str], Exception | None]:
+    """Disturb the first `count` requests of one verb on names that hold `part`."""
+    left = [count]
+
+    def disturb(called: str, name: str) -> Exception | None:
+        if called != verb or part not in name or not left[0]:
+            return None
+        left[0] -= 1
+        return error
+
+    return disturb
+
+
+def start(base: int = 0, minutes: int = 0, log: str | None = None) -> BuildStart:
+    return BuildStart(base=base, started_at=EPOCH + timedelta(minutes=minutes), log=log)
+
+
+def append(
+    store: Any, run_id: str, begun: BuildStart | None = None, patience: Patience = PATIENT, **options: Any
+) -> CommitRecord:
+    """Commit a build; by default one that started just now."""
+    log = CommitLog(store, patience=patience)
+    head = CommitLog(store).state().head if begun is None else None
+    return log.append_build(
+        run_id=run_id,
+        manifest_ref=f"{store.url}/manifests/2026-01-01T00:00:00.000000Z_run_id={run_id}/manifest",
+        manifest_sha256="0" * 64,
+        start=begun or start(head.seq if head else 0, log=head.log if head else None),
+        check_winners=lambda: None,
+        **options,
+    )
+
+
+def publish(store: Any, run_id: str, **options: Any) -> CommitRecord:
+    record = append(store, run_id, **options)
+    CommitLog(store).advance_pointer(record)
+    return record
+
+
+def foreign_pointer(store: ObjectStore, run_id: str) -> bytes:
+    """What the reference writes when it publishes."""
+    body = json.dumps(
+        {
+            "format_version": 1,
+            "manifest_content_type": "application/x-sqlite3",
+            "manifest_ref": f"{store.url}/manifests/2026-01-01T00:00:00.000000Z_run_id={run_id}/manifest",
+            "run_id": run_id,
+            "updated_at": "2026-01-01T00:00:00.000000Z",
+        }
+    ).encode()
+    store.put("_CURRENT", body, content_type=JSON_TYPE)
+    return body
+
+
+def test_commits_form_one_chain(any_prefix: str, request: pytest.FixtureRequest) -> None:
+    store = open_store(StoreAddress.parse(any_prefix))
+    with pytest.raises(SnapshotNotFoundError, match="no snapshot"):
+        served_manifest(store)
+    for run in ("a", "b", "c"):
+        publish(store, run)
+    records = list(CommitLog(store).records(1, 3))
+    assert [record.run_id for record in records] == ["a", "b", "c"]
+    assert [record.seq for record in CommitLog(store).history()] == [3, 2, 1]
+    assert {record.log for record in records} == {records[0].log}
+    served = served_manifest(store)
+    assert (served.run_id, served.seq, served.log) == ("c", 3, records[0].log)
+
+
+@pytest.mark.parametrize("after", [True, False], ids=["applied-then-lost", "never-arrived"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_lost_reply_is_neither_a_conflict_nor_a_second_commit(after: bool, count: int, store: ObjectStore) -> None:
+    disturbed = Disturbed(store, times(count, "create", "commits/", StoreUnavailableError("reset")), after=after)
+    assert append(disturbed, "a").seq == 1
+    assert [record.run_id for record in CommitLog(store).history()] == ["a"]
+
+
+def test_a_read_back_that_finds_nothing_is_repeated(store: ObjectStore) -> None:
+    """Some stores answer a racing create with 412 before the winner can be read."""
+    lost = times(1, "create", "commits/", ObjectExistsError("412"))
+    assert append(Disturbed(store, lost, after=False), "a").seq == 1
+
+
+def test_no_answer_until_the_deadline_is_unknown_and_a_rerun_finishes(store: ObjectStore) -> None:
+    disturbed = Disturbed(store, times(9, "create", "commits/", StoreUnavailableError("reset")), after=True)
+    with pytest.raises(PublishUnknownError, match="rerun with run_id='a'") as caught:
+        append(disturbed, "a", patience=HASTY)
+    assert caught.value.retryable
+    assert append(store, "a", start()).seq == 1, "it had landed; the rerun returns it"
+    assert len(list(CommitLog(store).history())) == 1
+
+
+def test_a_refused_create_is_not_unknown(store: ObjectStore) -> None:
+    disturbed = Disturbed(store, times(1, "create", "commits/", StoreAccessError("403")), after=False)
+    with pytest.raises(StoreAccessError):
+        append(disturbed, "a")
+
+
+def test_losing_a_number_means_deciding_again(store: ObjectStore) -> None:
+    """While A is about to create commit 1, B takes it: B started later, so A is stale."""
+    begun = start(minutes=0)
+
+    def overtake(verb: str, name: str) -> Exception | None:
+        if verb == "create" and name == commit_name(1) and CommitLog(store).read(1) is None:
+            append(store, "b", start(minutes=5))
+        return None
+
+    with pytest.raises(StaleBuildError, match="'b'"):
+        append(Disturbed(store, overtake, after=False), "a", begun)
+    assert [record.run_id for record in CommitLog(store).history()] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("mine", "holder", "stale"),
+    [
+        (start(0, 9), start(0, 5), False),
+        (start(0, 5), start(0, 9), True),
+        (start(0, 5), start(0, 5), True),
+        (start(1, 1), start(0, 9), False),
+    ],
+)
+def test_order_of_builds_is_base_then_the_stores_clock(
+    mine: BuildStart, holder: BuildStart, stale: bool, store: ObjectStore
+) -> None:
+    append(store, "first", start(0, 0))
+    append(store, "holder", dataclasses.replace(holder, started_at=holder.started_at + timedelta(hours=1)))
+    mine = dataclasses.replace(mine, started_at=mine.started_at + timedelta(hours=1))
+    if not stale:
+        assert append(store, "mine", mine).seq == 3
+        return
+    with pytest.raises(StaleBuildError):
+        append(store, "mine", mine)
+    assert append(store, "mine", mine, force=True).seq == 3
+
+
+def test_one_run_id_is_committed_once(store: ObjectStore) -> None:
+    first = append(store, "a", start())
+    append(store, "b")
+    assert append(store, "a", start()) == first
+    assert len(list(CommitLog(store).history())) == 2
+
+
+def test_an_expired_run_is_refused_even_with_force(store: ObjectStore) -> None:
+    record = append(store, "a", start())
+    cleanup = dataclasses.replace(record, seq=2, parent=(1, record.write_id), kind="cleanup", expired=("slow",))
+    store.create(commit_name(2), cleanup.encode(), content_type=JSON_TYPE)
+    with pytest.raises(RunExpiredError, match="new run_id"):
+        append(store, "slow", start(minutes=9), force=True)
+
+
+def test_a_broken_or_replaced_log_is_refused(store: ObjectStore) -> None:
+    first, second = append(store, "a"), append(store, "b")
+    with pytest.raises(CommitLogError, match="replaced"):
+        append(store, "c", start(9, 9))
+    with pytest.raises(CommitLogError, match="replaced during"):
+        append(store, "c", start(1, 9, log="another"))
+    stranger = dataclasses.replace(second, parent=(1, "someone else"))
+    store.put(commit_name(2), stranger.encode(), content_type=JSON_TYPE)
+    with pytest.raises(CommitLogError, match="does not follow"):
+        append(store, "c", start(1, 9, log=first.log))
+
+
+def test_the_pointer_never_goes_back(store: ObjectStore) -> None:
+    first = publish(store, "a")
+    publish(store, "b")
+    CommitLog(store).advance_pointer(first)
+    assert json.loads(store.get("_CURRENT").body)["seq"] == 2
+
+
+@pytest.mark.parametrize(
+    "error", [StoreUnavailableError("reset"), ObjectExistsError("412"), ObjectNotFoundError("404")]
+)
+def test_the_pointer_survives_a_lost_reply(error: StorageError, store: ObjectStore) -> None:
+    publish(store, "a")
+    record = append(store, "b")
+    disturbed = Disturbed(store, times(2, "replace", "_CURRENT", error), after=True)
+    CommitLog(disturbed, patience=PATIENT).advance_pointer(record)
+    assert json.loads(store.get("_CURRENT").body)["seq"] == 2
+
+
+def test_without_conditional_update_the_pointer_is_put_plainly(store: ObjectStore) -> None:
+    publish(store, "a")
+    record = append(store, "b")
+    disturbed = Disturbed(store, times(99, "replace", "_CURRENT", UnsafeStoreError("501")), after=False)
+    CommitLog(disturbed).advance_pointer(record)
+    assert json.loads(store.get("_CURRENT").body)["seq"] == 2
+
+
+def test_a_pointer_that_cannot_be_moved_is_said_and_readers_find_the_head_anyway(store: ObjectStore) -> None:
+    publish(store, "a")
+    record = append(store, "b")
+    for error in (StoreUnavailableError("reset"), StoreAccessError("403")):
+        disturbed = Disturbed(store, times(99, "replace", "_CURRENT", error), after=False)
+        with pytest.raises(PublishCurrentError, match="commit 2 is durable"):
+            CommitLog(disturbed, patience=HASTY).advance_pointer(record)
+    assert served_manifest(store).run_id == "b"
+
+
+def test_a_lagging_or_missing_pointer_hides_nothing(store: ObjectStore) -> None:
+    publish(store, "r1")
+    old = store.get("_CURRENT").body
+    for number in range(2, 7):
+        publish(store, f"r{number}")
+    store.put("_CURRENT", old, content_type=JSON_TYPE)
+    assert served_manifest(store).seq == 6
+    store.delete(["_CURRENT"])
+    assert served_manifest(store).seq == 6
+
+
+def test_a_reader_is_never_led_back_within_one_log(store: ObjectStore) -> None:
+    publish(store, "a")
+    publish(store, "b")
+    newest = served_manifest(store)
+    store.delete([commit_name(2)])
+    foreign = served_manifest(store, after=newest)
+    assert foreign == newest
+
+
+def test_forbidden_above_a_readable_record_counts_as_absent(
+    store: ObjectStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """S3 answers 403 for what is absent when the caller may not list."""
+    publish(store, "a")
+    disturbed = Disturbed(store, times(99, "get", commit_name(2), StoreAccessError("403")), after=False)
+    with caplog.at_level(logging.WARNING):
+        assert served_manifest(disturbed).run_id == "a"  # type: ignore[arg-type]
+    assert "no permission to read commit 2" in caplog.text
+
+
+def test_a_pointer_of_the_reference_is_newer_until_we_commit_over_it(store: ObjectStore) -> None:
+    publish(store, "ours")
+    body = foreign_pointer(store, "theirs")
+    assert served_manifest(store).run_id == "theirs"
+    with pytest.raises(StaleBuildError, match="another writer"):
+        append(store, "slow", start(1, 0, log=CommitLog(store).state().head.log))  # type: ignore[union-attr]
+    now = datetime.now(UTC) + timedelta(hours=1)
+    head = CommitLog(store).state().head
+    assert head is not None
+    record = append(store, "ours-2", BuildStart(base=1, started_at=now, log=head.log))
+    assert record.over == hashlib.sha256(body).hexdigest()
+    assert served_manifest(store).run_id == "ours-2", "served even if we die before the pointer moves"
+    CommitLog(store).advance_pointer(record)
+    assert json.loads(store.get("_CURRENT").body)["run_id"] == "ours-2"
+
+
+def test_a_newer_pointer_of_the_reference_is_left_alone(store: ObjectStore) -> None:
+    record = publish(store, "ours")
+    foreign_pointer(store, "theirs")
+    CommitLog(store).advance_pointer(record)
+    assert json.loads(store.get("_CURRENT").body)["run_id"] == "theirs"
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"format":2}', b"\xff\xfe"])
+def test_torn_records_and_pointers_are_errors(body: bytes, store: ObjectStore) -> None:
+    publish(store, "a")
+    store.put(commit_name(2), body, content_type=JSON_TYPE)
+    with pytest.raises(ManifestParseError):
+        served_manifest(store)
+    store.delete([commit_name(2)])
+    store.put("_CURRENT", body, content_type=JSON_TYPE)
+    with pytest.raises(ManifestParseError):
+        served_manifest(store)
+
+
+def test_records_survive_storing(store: ObjectStore) -> None:
+    record = append(store, "a", start(minutes=3))
+    assert CommitRecord.decode(record.encode(), commit_name(1)) == record
+    with pytest.raises(ManifestParseError, match="another number"):
+        CommitRecord.decode(record.encode(), commit_name(2))
