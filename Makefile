@@ -1,18 +1,19 @@
 # `make demo` and `make test` do everything from a bare checkout; Python 3.11+ and make are all they need.
 PYTHON ?= python3
 VENV ?= .venv
+LOCK ?= requirements.lock
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow test-extras lint types check bench clean
+.PHONY: demo test test-slow test-extras test-floor lint types check bench clean
 .DEFAULT_GOAL := test
 
-$(READY): pyproject.toml requirements.lock
+$(READY): pyproject.toml $(LOCK)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12"; exit 1; }
 	@echo "Setting up $(VENV) (once) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q --upgrade 'pip>=25.1'
-	@$(BIN)/python -m pip install -q -c requirements.lock -e '.[all,demo]' --group dev
+	@$(BIN)/python -m pip install -q -c $(LOCK) -e '.[all,demo]' --group dev
 	@touch $@
 
 demo: $(READY) ## the main job on real data, in ./demo-data
@@ -27,6 +28,9 @@ test-slow: $(READY) ## the longer sweeps
 test-extras: $(READY) ## every extra, alone in an environment of its own
 	$(BIN)/python tests/extras/run.py
 
+test-floor: ## all tests on the oldest releases that are supported
+	$(MAKE) test VENV=.venv-floor LOCK=requirements-floor.txt
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -40,4 +44,4 @@ bench: $(READY) ## figures for docs/performance.md
 	$(BIN)/python benchmarks/write.py
 
 clean:
-	rm -rf $(VENV) demo-data
+	rm -rf $(VENV) .venv-floor demo-data

@@ -43,7 +43,7 @@ def source(rows: Rows, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cluster(s3: str) -> Iterator[LocalCluster]:
     """Two worker processes. After `s3`, so that they inherit its environment."""
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster:
         yield cluster
 
 
