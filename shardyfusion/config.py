@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 from shardyfusion.credentials import CredentialProvider
 from shardyfusion.layout import check_db_path_template, check_segment
 from shardyfusion.limits import RateLimits
+from shardyfusion.manifest import RESERVED_CUSTOM
 from shardyfusion.retry import RetryConfig
 from shardyfusion.serde import KeyEncoding, ValueSpec
 from shardyfusion.shard_contract import DbAdapterFactory
@@ -24,7 +25,7 @@ from shardyfusion.type_defs import DuplicatePolicy, S3ConnectionOptions, require
 
 Exchange = Literal["auto", "direct", "p2p", "tasks"]
 
-_RESERVED_CUSTOM = ("shardyfusion", "vector", "sqlite_sidecar")
+MAX_NUM_DBS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +128,7 @@ class HashShardedWriteConfig(WriteConfig):
             len(chosen) == 1 and type(chosen[0]) is int and chosen[0] > 0,
             "set exactly one of num_dbs or max_keys_per_shard, to a positive integer",
         )
-        require((self.num_dbs or 1) <= 100_000, f"num_dbs={self.num_dbs} is too many; 100000 at most")
+        require((self.num_dbs or 1) <= MAX_NUM_DBS, f"num_dbs={self.num_dbs} is too many; {MAX_NUM_DBS} is the most")
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ def _key_encoding(value: KeyEncoding | str) -> KeyEncoding:
 
 
 def _check_custom(custom: Mapping[str, Any]) -> None:
-    taken = [name for name in _RESERVED_CUSTOM if name in custom]
+    taken = [name for name in RESERVED_CUSTOM if name in custom]
     require(not taken, f"custom must not hold {', '.join(map(repr, taken))}: these names are the format's own")
     try:
         json.dumps(dict(custom), allow_nan=False)

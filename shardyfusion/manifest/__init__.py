@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from shardyfusion.manifest.codec import decode_manifest, encode_manifest
-from shardyfusion.manifest.models import Manifest, ManifestRef, ShardingSpec, ShardObject, ShardRecord
+from shardyfusion.manifest.models import RESERVED_CUSTOM, Manifest, ManifestRef, ShardingSpec, ShardObject, ShardRecord
 
 __all__ = [
+    "RESERVED_CUSTOM",
     "Manifest",
     "ManifestRef",
     "ShardObject",

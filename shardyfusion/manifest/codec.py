@@ -98,7 +98,11 @@ def _shard_row(shard: ShardRecord) -> tuple[Any, ...]:
 
 def decode_manifest(body: bytes) -> Manifest:
     """Parse and validate; `ManifestParseError` says what is wrong, also for bytes that are no database at all."""
-    with _parse_errors(), contextlib.closing(_open(body)) as db:
+    _check_header(body)
+    with _parse_errors(), contextlib.closing(sqlite3.connect(":memory:")) as db:
+        db.row_factory = sqlite3.Row
+        db.deserialize(body)
+        db.execute("PRAGMA trusted_schema=OFF")
         meta = _read(db, "build_meta")
         if not meta:
             raise ManifestParseError("the manifest's build_meta table is empty")
@@ -115,16 +119,11 @@ def _parse_errors() -> Generator[None]:
         raise ManifestParseError(f"the manifest cannot be read: {exc}") from exc
 
 
-def _open(body: bytes) -> sqlite3.Connection:
+def _check_header(body: bytes) -> None:
     if body[:16] != _MAGIC or len(body) < 512:
         raise ManifestParseError("the manifest is not a SQLite database")
     if 2 in (body[18], body[19]):
         raise ManifestParseError("the manifest is a WAL-mode database, which format 4 does not allow")
-    db = sqlite3.connect(":memory:")
-    db.row_factory = sqlite3.Row
-    db.deserialize(body)
-    db.execute("PRAGMA trusted_schema=OFF")
-    return db
 
 
 def _read(db: sqlite3.Connection, table: str) -> list[dict[str, Any]]:

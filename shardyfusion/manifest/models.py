@@ -12,6 +12,9 @@ from shardyfusion.type_defs import BackendName
 
 RoutingValue = int | str
 
+RESERVED_CUSTOM = ("shardyfusion", "vector", "sqlite_sidecar")
+"""Names in a manifest's `custom` object that are the format's own."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardingSpec:

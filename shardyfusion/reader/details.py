@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from shardyfusion.layout import timestamp
-from shardyfusion.manifest import Manifest, ManifestRef, ShardRecord
+from shardyfusion.manifest import RESERVED_CUSTOM, Manifest, ManifestRef, ShardRecord
 from shardyfusion.reader.router import ShardPlace
 from shardyfusion.serde.keys import KeyEncoding
 from shardyfusion.type_defs import BackendName
@@ -20,7 +20,7 @@ class SnapshotInfo:
 
     `prefix` is where it is read, `manifest_ref` the URL that was published; `seq` is its commit's number, None where
     only another writer's pointer names it. `shards` counts the shards with rows, out of `num_dbs`; `backend` is None
-    for an empty snapshot that does not record one.
+    for an empty snapshot that does not record one. `custom` is what the writer's config stored there.
     """
 
     prefix: str
@@ -36,6 +36,7 @@ class SnapshotInfo:
     key_encoding: KeyEncoding
     sharding: Literal["hash", "cel"]
     backend: BackendName | None
+    custom: Mapping[str, Any]
 
     def __repr__(self) -> str:
         commit = "no commit" if self.seq is None else f"commit {self.seq}"
@@ -81,6 +82,7 @@ def describe_snapshot(
         key_encoding=manifest.key_encoding,
         sharding=manifest.sharding.strategy,
         backend=backend,
+        custom={name: value for name, value in manifest.custom.items() if name not in RESERVED_CUSTOM},
     )
 
 

@@ -6,6 +6,7 @@ Which shard a key belongs to is decided elsewhere. Only the standard library is 
 from __future__ import annotations
 
 import sqlite3
+import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,6 +86,8 @@ class SqliteReader:
             connection.close()
             raise
         self._connection = connection
+        # A reader that is dropped without close() leaves nothing open behind, and no ResourceWarning.
+        self._release = weakref.finalize(self, connection.close)
 
     def _prepare(self, connection: sqlite3.Connection, settings: SqliteReaderFactory) -> None:
         # The file may come from anywhere: no code that its schema names is run, and `kv` is nothing but a table.
@@ -136,9 +139,9 @@ class SqliteReader:
                 yield self._as_bytes(key), self._as_bytes(value)
 
     def close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        if self._connection is not None:
+            self._connection = None
+            self._release()
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is None:

@@ -163,7 +163,11 @@ def _converted(frame: pd.DataFrame, partition: int, plan: EncodePlan) -> str | N
     partition is enough: Dask converts whole columns."""
     names = plan.input.value_spec.columns or tuple(frame.columns)
     reasons = [(name, looks_converted(frame[name])) for name in names] if partition == 0 else []
-    return next((f"column {name!r} {reason}" for name, reason in reasons if reason), None)
+    found = next(((name, reason) for name, reason in reasons if reason), None)
+    return found and (
+        f"column {found[0]!r}: {found[1]}. Dask does that to object columns before this library sees them; read "
+        "Parquet instead, or make the frame under dask.config.set({'dataframe.convert-string': False})"
+    )
 
 
 def _payload(column: pa.LargeBinaryArray) -> int:
@@ -217,7 +221,7 @@ def _key_error(reports: Sequence[PartitionReport], plan: EncodePlan) -> InputDat
         return None
     first = next(report.partition for report in reports if report.problems)
     return InputDataError(
-        f"{problems.describe(plan.input.key_col)}; first in partition {first}. Nothing was written",
+        f"{problems.describe(plan.input.key_col)}; first in partition {first}. No shard was built",
         column=plan.input.key_col,
         nulls=problems.nulls,
         invalid=problems.invalid,

@@ -55,7 +55,7 @@ class BuildResult:
         return sum(winner.db_bytes for winner in self.winners)
 
     def __repr__(self) -> str:
-        pace = f", {self.rows / self.seconds.total:,.0f} rows/s" if self.seconds.total else ""
+        pace = ", built by an earlier execution" if self.reused else f", {self.rows / self.seconds.total:,.0f} rows/s"
         return (
             f"BuildResult(run_id={self.run_id!r}, {self.rows:,} rows in {len(self.winners)} of {self.num_dbs} shards, "
             f"{_size(self.db_bytes)}, {self.seconds.total:.2f} s{pace})\n  {self.manifest_ref.ref}"

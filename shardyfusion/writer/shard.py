@@ -172,7 +172,7 @@ def _keep(sorted_keys: pa.LargeBinaryArray, plan: ShardPlan, db_id: int) -> npt.
         shown = arrow_compute().unique(sorted_keys[1:].filter(arrow_compute().equal(sorted_keys[1:], sorted_keys[:-1])))
         examples = [_show(plan.key_encoding, key) for key in shown[:_SHOWN_KEYS].to_pylist()]
         raise DuplicateKeyError(
-            f"{len(shown)} keys of shard {db_id} occur more than once ({int(repeats.sum())} surplus rows), for example "
+            f"duplicate keys in shard {db_id}: {len(shown)} different, {int(repeats.sum())} surplus rows, for example "
             f"{', '.join(examples)}; make keys unique, or set on_duplicate_key='first' or 'last'",
             keys=len(shown),
             surplus_rows=int(repeats.sum()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -343,6 +344,7 @@ def test_the_private_directory_is_made_when_needed_and_removed(s3_prefix, tmp_pa
     reader.close()
     assert list(tmp_path.iterdir()) == []
     ShardedReader(s3_prefix).get(1)  # never closed: collected
+    gc.collect()
     assert list(tmp_path.iterdir()) == []
 
 

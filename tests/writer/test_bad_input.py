@@ -217,7 +217,7 @@ def test_duplicate_keys_keep_the_first_or_last_in_input_order(
 
 def test_duplicate_keys_fail_with_their_count_and_examples(config: HashShardedWriteConfig) -> None:
     ddf = frame_of(key=[7, 7, 7, 8], v=["a", "b", "c", "d"])
-    with pytest.raises(DuplicateKeyError, match=r"1 keys.*2 surplus rows.*\b7\b.*on_duplicate_key"):
+    with pytest.raises(DuplicateKeyError, match=r"1 different, 2 surplus rows.*\b7\b.*on_duplicate_key"):
         write_hash_sharded(ddf, config, BINARY)
     with pytest.raises(SnapshotNotFoundError):
         ShardedReader(config.s3_prefix)

@@ -13,7 +13,7 @@ from functools import singledispatch
 import dask.dataframe as dd
 
 from shardyfusion.commits import BuildStart, CommitLog, CommitRecord, Patience
-from shardyfusion.config import ColumnWriteInput, DaskWriteOptions, HashShardedWriteConfig, WriteConfig
+from shardyfusion.config import MAX_NUM_DBS, ColumnWriteInput, DaskWriteOptions, HashShardedWriteConfig, WriteConfig
 from shardyfusion.errors import ConfigValidationError, ShardyfusionError
 from shardyfusion.layout import run_directory
 from shardyfusion.manifest import ShardingSpec
@@ -86,6 +86,10 @@ def _(config: HashShardedWriteConfig, ddf: dd.DataFrame, input: ColumnWriteInput
     if num_dbs is None:
         assert config.max_keys_per_shard is not None  # noqa: S101 (the config is valid once built)
         num_dbs = max(1, -(-count_rows(ddf, input.key_col) // config.max_keys_per_shard))
+    require(
+        num_dbs <= MAX_NUM_DBS,
+        f"max_keys_per_shard={config.max_keys_per_shard} comes to {num_dbs} shards; {MAX_NUM_DBS} is the most",
+    )
     return HashRouter(num_dbs), ShardingSpec(strategy="hash")
 
 
@@ -220,7 +224,7 @@ class _Write:
                 raise error
         check_conservation(tally, results)
         if tally.converted:
-            warnings.warn(tally.converted, stacklevel=6)
+            warnings.warn(tally.converted, stacklevel=4)  # the caller of write_hash_sharded
         return tally, results
 
     def _needed_columns(self, facts: FrameFacts) -> list[str]:
