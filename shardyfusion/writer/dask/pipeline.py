@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import singledispatch
@@ -105,6 +105,15 @@ class _Run:
     start: BuildStart
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Built:
+    """What the computation came to: checked, not yet published."""
+
+    sharding: ShardingSpec
+    tally: Tally
+    results: Sequence[ShardResult]
+
+
 class _Write:
     """One call of a writer. `run` is the pipeline; the other methods are its steps, in order."""
 
@@ -122,10 +131,10 @@ class _Write:
         facts = self._check_request()
         with self._start_run(facts) as run:
             outcome = find_outcome(run.store, run.run_id, run.request) if self._config.run_id else None
-            built: tuple[Tally, list[ShardResult]] | None = None
+            built = None
             if outcome is None:
                 built = self._build(run, facts)
-                outcome = self._freeze(run, *built)
+                outcome = self._freeze(run, built)
             record = self._publish(run, outcome)
             with self._timed("sweep"):
                 sweep_losers(run.store, outcome, run.run_dir)
@@ -200,7 +209,7 @@ class _Write:
             lease.finish(error=exc)
             raise
 
-    def _build(self, run: _Run, facts: FrameFacts) -> tuple[Tally, list[ShardResult]]:
+    def _build(self, run: _Run, facts: FrameFacts) -> _Built:
         """Encode, place and build every shard; then check that nothing was lost on the way."""
         with self._timed("plan"):
             router, sharding = resolve_router(self._config, self._ddf, self._input)
@@ -225,22 +234,22 @@ class _Write:
         check_conservation(tally, results)
         if tally.converted:
             warnings.warn(tally.converted, stacklevel=4)  # the caller of write_hash_sharded
-        return tally, results
+        return _Built(sharding=sharding, tally=tally, results=results)
 
     def _needed_columns(self, facts: FrameFacts) -> list[str]:
         """Only what the key and the value need is read; the index always comes along."""
         wanted = self._input.value_spec.columns
         return [name for name in facts.columns if wanted is None or name in wanted or name == self._input.key_col]
 
-    def _freeze(self, run: _Run, tally: Tally, results: list[ShardResult]) -> Outcome:
+    def _freeze(self, run: _Run, built: _Built) -> Outcome:
         """Step 1 of the protocol: the outcome of the run id, ours or the one that is already there."""
         outcome = make_outcome(
             run_id=run.run_id,
             request=run.request,
             start=run.start,
-            sharding=ShardingSpec(strategy="hash"),
-            tally=tally,
-            winners=select_winners(results),
+            sharding=built.sharding,
+            tally=built.tally,
+            winners=select_winners(built.results),
         )
         with publish_errors(run.run_id):
             return freeze_outcome(run.store, outcome, self._patience)
@@ -254,13 +263,11 @@ class _Write:
             CommitLog(run.store, patience=self._patience).advance_pointer(record)
         return record
 
-    def _result(
-        self, record: CommitRecord, outcome: Outcome, built: tuple[Tally, list[ShardResult]] | None
-    ) -> BuildResult:
-        tally, results = built or (None, [])
+    def _result(self, record: CommitRecord, outcome: Outcome, built: _Built | None) -> BuildResult:
+        results = built.results if built else ()
         seconds = replace(
             self._seconds,
-            encode_tasks=tally.seconds if tally else 0.0,
+            encode_tasks=built.tally.seconds if built else 0.0,
             shard_tasks=sum(result.seconds for result in results),
             rate_limit_waits=sum(result.attempt.waited_seconds for result in results if result.attempt),
         )
@@ -272,8 +279,8 @@ class _Write:
             input_rows=outcome.input_rows,
             seconds=seconds,
             attempts={result.db_id: result.attempts for result in results if result.attempts},
-            payload_bytes=tally.payload_bytes if tally else 0,
-            reused=tally is None,
+            payload_bytes=built.tally.payload_bytes if built else 0,
+            reused=built is None,
         )
 
     @contextmanager
