@@ -1,7 +1,7 @@
 """Every object name below a snapshot's prefix, and every URL that we write or parse, in one place.
 
-FORMAT: `manifests/`, `runs/`, `shards/` and `_CURRENT` are those of manifest format 4; `commits/` and
-`runs/outcome/` are ours. Names are relative to the prefix and use `/`; URLs never end in one.
+All are listed in docs/format.md, section 1. `manifests/`, `runs/`, `shards/` and `_CURRENT` are those of manifest
+format 4; `commits/` and `runs/outcome/` are ours. Names are relative to the prefix and use `/`; URLs never end in one.
 """
 
 from __future__ import annotations

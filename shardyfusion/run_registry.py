@@ -1,4 +1,4 @@
-"""Run records (FORMAT section 4): one `run.yaml` per execution, with a lease that a heartbeat keeps alive.
+"""Run records (docs/format.md, section 4): one `run.yaml` per execution, with a lease that a heartbeat keeps alive.
 
 Creating the record twice is also the probe of the store: one that accepts the second ignores create-only writes.
 """

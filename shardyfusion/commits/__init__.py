@@ -1,6 +1,7 @@
-"""The commit log and the `_CURRENT` pointer: what is served from a prefix, and how that changes (DESIGN section 4).
+"""The commit log and the `_CURRENT` pointer: what is served from a prefix, and how that changes.
 
-What a commit means for shards and runs is the writer's business (the writer).
+The rules are in docs/architecture.md, "Commit protocol"; what a commit means for shards and runs is the writer's
+business.
 """
 
 from __future__ import annotations

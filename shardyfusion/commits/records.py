@@ -75,7 +75,7 @@ class CommitRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Pointer:
-    """`_CURRENT` as read (FORMAT section 2). `seq` is None in a pointer that the reference wrote."""
+    """`_CURRENT` as read (docs/format.md, section 2). `seq` is None in a pointer that the reference wrote."""
 
     ref: ManifestRef
     seq: int | None

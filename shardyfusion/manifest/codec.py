@@ -1,6 +1,6 @@
-"""Manifest format 4 (FORMAT section 3): a serialized SQLite database <-> `Manifest`.
+"""Manifest format 4 (docs/format.md, section 3): a serialized SQLite database <-> `Manifest`.
 
-Pure: bytes in, bytes out. Where manifests live is in `layout.py`; which one is served is in `commits.py`.
+Pure: bytes in, bytes out. Where manifests live is in `layout.py`; which one is served is in `commits/`.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
 
 
 def _sharding_json(spec: ShardingSpec) -> str:
-    # Exactly these five keys: the reference rejects any other (FORMAT 3.3).
+    # Exactly these five keys: the reference rejects any other (docs/format.md, section 3.3).
     return json.dumps(
         {
             "cel_columns": None if spec.cel_columns is None else dict(spec.cel_columns),

@@ -18,7 +18,7 @@ RESERVED_CUSTOM = ("shardyfusion", "vector", "sqlite_sidecar")
 
 @dataclass(frozen=True, kw_only=True)
 class ShardingSpec:
-    """How a key finds its shard. The five fields are exactly those of FORMAT section 3.3."""
+    """How a key finds its shard. The five fields are exactly those of docs/format.md, section 3.3."""
 
     strategy: Literal["hash", "cel"] = "hash"
     hash_algorithm: str = "xxh3_64"

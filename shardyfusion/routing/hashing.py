@@ -1,4 +1,4 @@
-"""Hash routing (FORMAT section 5): shard = xxh3_64(canonical bytes of the key) mod num_dbs.
+"""Hash routing (docs/format.md, section 7): shard = xxh3_64(canonical bytes of the key) mod num_dbs.
 
 The scalar side is the xxhash package, the vectorised side for integers is our own arithmetic: independent on purpose.
 """

@@ -1,4 +1,4 @@
-"""Keys as they are stored (FORMAT section 7): the scalar codec that lookups use.
+"""Keys as they are stored (docs/format.md, section 8): the scalar codec that lookups use.
 
 Whole columns of keys are encoded in `key_columns.py`; which shard a key belongs to is decided in `routing/`.
 """

@@ -1,6 +1,6 @@
 """The one protocol through which every byte of a snapshot is stored and fetched.
 
-Implementations: `s3.py`, `local.py`, `memory.py`. What a commit does with these verbs is in `commits.py`.
+Implementations: `s3.py`, `local.py`, `memory.py`. What a commit does with these verbs is in `commits/`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Making a run visible: manifest, commit record, pointer, and then sweeping what lost (DESIGN section 4)."""
+"""Making a run visible: manifest, commit record, pointer, and then sweeping what lost.
+
+In what order, and why, is in docs/architecture.md, "Commit protocol"; the log itself is in `commits/`.
+"""
 
 from __future__ import annotations
 

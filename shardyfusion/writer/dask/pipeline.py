@@ -1,4 +1,7 @@
-"""`write_hash_sharded`, from request to published snapshot; it reads like DESIGN section 3."""
+"""`write_hash_sharded`, from request to published snapshot.
+
+It reads like docs/architecture.md, "The path of the data"; the Dask graph itself is in `frame.py`.
+"""
 
 from __future__ import annotations
 
