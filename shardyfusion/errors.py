@@ -27,9 +27,11 @@ Nothing else lives here. Foreign exceptions are translated where they are met an
     │   └── RunExpiredError               cleanup has given up this run_id
     ├── CommitLogError                    the commit log is broken or was replaced underneath us
     ├── ManifestParseError                a manifest, pointer or commit record cannot be read
+    ├── ForkedProcessError                SlateDB in a child forked from a process that had used it: open after the fork
     └── ReaderStateError                  the reader cannot serve this call
         ├── SnapshotNotFoundError         no snapshot at the prefix
         └── ShardUnavailableError         a shard that the manifest names cannot be opened or read
+            └── ShardTimeoutError         retryable: the store did not answer in time
 """
 
 from __future__ import annotations
@@ -139,6 +141,9 @@ class CommitLogError(ShardyfusionError): ...
 class ManifestParseError(ShardyfusionError): ...
 
 
+class ForkedProcessError(ShardyfusionError): ...
+
+
 class ReaderStateError(ShardyfusionError): ...
 
 
@@ -146,3 +151,7 @@ class SnapshotNotFoundError(ReaderStateError): ...
 
 
 class ShardUnavailableError(ReaderStateError): ...
+
+
+class ShardTimeoutError(ShardUnavailableError):
+    retryable = True

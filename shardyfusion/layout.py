@@ -73,12 +73,15 @@ def manifest_name(stamp: str, run_id: str) -> str:
 
 
 def parse_manifest_name(name: str) -> tuple[datetime, str] | None:
-    """(published at, run id) of a manifest's name, or None for any other object."""
+    """(published at, run id) of a manifest's name, or None for any other object: listings hold strangers too."""
     directory, _, leaf = name.removeprefix(MANIFESTS).rpartition("/")
     match = _MANIFEST_DIR.fullmatch(directory)
     if not name.startswith(MANIFESTS) or leaf != "manifest" or not match:
         return None
-    return parse_timestamp(match[1]), match[2]
+    try:
+        return parse_timestamp(match[1]), match[2]
+    except ValueError:  # it has the form of a date, such as 2026-13-40
+        return None
 
 
 def outcome_name(run_id: str) -> str:

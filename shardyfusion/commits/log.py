@@ -33,7 +33,7 @@ from shardyfusion.errors import (
     StoreUnavailableError,
     UnsafeStoreError,
 )
-from shardyfusion.layout import COMMITS, CURRENT, JSON_TYPE, commit_name, parse_commit_name
+from shardyfusion.layout import COMMITS, CURRENT, JSON_TYPE, commit_name, join_url, parse_commit_name
 from shardyfusion.storage import ObjectStore
 
 _log = logging.getLogger(__name__)
@@ -100,7 +100,8 @@ class CommitLog:
             stored = self._store.get(self._pointer_name)
         except ObjectNotFoundError:
             return None
-        return decode_pointer(stored.body, etag=stored.info.etag, modified=stored.info.modified)
+        url = join_url(self._store.url, self._pointer_name)
+        return decode_pointer(stored.body, url=url, etag=stored.info.etag, modified=stored.info.modified)
 
     def _listed_head(self) -> CommitRecord | None:
         seqs = [seq for info in self._store.list(COMMITS) if (seq := parse_commit_name(info.name))]

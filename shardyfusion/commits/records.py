@@ -56,11 +56,17 @@ class CommitRecord:
             fields["parent"] = tuple(fields["parent"]) if fields["parent"] else None
             fields["expired"] = tuple(fields["expired"])
             record = cls(**fields)
-        except (ValueError, KeyError, TypeError) as exc:
+            record._check()
+        except (ValueError, KeyError, TypeError, RecursionError) as exc:
             raise ManifestParseError(f"the commit record cannot be read: {exc}", name=name) from exc
         if parse_commit_name(name) != record.seq:
             raise ManifestParseError("the commit record holds another number than its name", name=name, seq=record.seq)
         return record
+
+    def _check(self) -> None:
+        texts = (self.log, self.kind, self.run_id, self.manifest_ref, self.manifest_sha256, self.write_id)
+        if not all(isinstance(text, str) for text in texts) or not all(type(n) is int for n in (self.seq, self.base)):
+            raise ValueError("a field has the wrong type")
 
     def to_ref(self) -> ManifestRef:
         return ManifestRef(
@@ -99,7 +105,7 @@ def encode_pointer(record: CommitRecord) -> bytes:
     return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
 
 
-def decode_pointer(body: bytes, *, etag: str, modified: datetime) -> Pointer:
+def decode_pointer(body: bytes, *, url: str, etag: str, modified: datetime) -> Pointer:
     try:
         fields: dict[str, Any] = dict(json.loads(body))
         seq = fields.get("seq")
@@ -116,8 +122,8 @@ def decode_pointer(body: bytes, *, etag: str, modified: datetime) -> Pointer:
             log=fields.get("log"),
             sha256=fields.get("manifest_sha256"),
         )
-    except (ValueError, KeyError, TypeError) as exc:
-        raise ManifestParseError(f"_CURRENT cannot be read: {exc!r}") from exc
+    except (ValueError, KeyError, TypeError, OverflowError, OSError, RecursionError) as exc:
+        raise ManifestParseError(f"the pointer {url} cannot be read: {exc!r}") from exc
     return Pointer(ref=ref, seq=seq, etag=etag, modified=modified, body_sha256=hashlib.sha256(body).hexdigest())
 
 

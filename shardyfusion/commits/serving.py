@@ -6,7 +6,7 @@ import hashlib
 
 from shardyfusion.commits.log import CommitLog
 from shardyfusion.errors import ManifestParseError, ObjectNotFoundError, SnapshotNotFoundError
-from shardyfusion.layout import CURRENT, MANIFESTS, join_url, name_under, parse_manifest_name
+from shardyfusion.layout import COMMITS, CURRENT, MANIFESTS, join_url, name_under, parse_manifest_name
 from shardyfusion.manifest import Manifest, ManifestRef, decode_manifest
 from shardyfusion.storage import ObjectStore
 
@@ -22,7 +22,12 @@ def served_manifest(
     state = log.state(known_seq=(after.seq or 0) if after else 0)
     served = state.served
     if served is None:
-        raise SnapshotNotFoundError(f"no snapshot at {store.url}: there is neither _CURRENT nor a commit")
+        if state.pointer is None:
+            raise SnapshotNotFoundError(f"no snapshot at {store.url}: there is neither {pointer_name} nor a commit")
+        raise SnapshotNotFoundError(
+            f"{join_url(store.url, pointer_name)} names commit {state.pointer.seq}, but {COMMITS} holds none; "
+            "copy the whole prefix"
+        )
     if after and after.seq and served.seq and served.log == after.log and served.seq < after.seq:
         return after
     return served
@@ -46,4 +51,7 @@ def load_manifest(store: ObjectStore, ref: ManifestRef) -> Manifest:
         raise ManifestParseError(f"the manifest {join_url(store.url, name)} is named but not there") from exc
     if ref.sha256 is not None and hashlib.sha256(body).hexdigest() != ref.sha256:
         raise ManifestParseError(f"the manifest {join_url(store.url, name)} is not what was committed (sha256 differs)")
-    return decode_manifest(body)
+    try:
+        return decode_manifest(body)
+    except ManifestParseError as exc:
+        raise ManifestParseError(f"{join_url(store.url, name)}: {exc.message}", **exc.facts) from exc

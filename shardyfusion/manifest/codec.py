@@ -115,7 +115,7 @@ def _parse_errors() -> Generator[None]:
         yield
     except ManifestParseError:
         raise
-    except (sqlite3.Error, KeyError, IndexError, ValueError, TypeError, OverflowError) as exc:
+    except (sqlite3.Error, LookupError, ValueError, TypeError, OverflowError, OSError, RecursionError) as exc:
         raise ManifestParseError(f"the manifest cannot be read: {exc}") from exc
 
 
@@ -179,13 +179,13 @@ def _sharding(text: str, num_dbs: int) -> ShardingSpec:
 def _shard(row: dict[str, Any]) -> ShardRecord:
     return ShardRecord(
         db_id=_integer(row["db_id"], "db_id"),
-        db_url=row["db_url"],
+        db_url=_text_or_none(row["db_url"], "db_url"),
         attempt=_integer(row["attempt"], "attempt"),
         row_count=_integer(row["row_count"], "row_count"),
         db_bytes=_integer(row["db_bytes"], "db_bytes"),
         min_key=None if row.get("min_key") is None else json.loads(row["min_key"]),
         max_key=None if row.get("max_key") is None else json.loads(row["max_key"]),
-        checkpoint_id=row.get("checkpoint_id"),
+        checkpoint_id=_text_or_none(row.get("checkpoint_id"), "checkpoint_id"),
         writer_info=_json_object(row.get("writer_info") or "{}", "writer_info"),
         backend=row.get("backend"),
         objects=tuple(_object(item) for item in json.loads(row.get("objects") or "[]")),
@@ -201,6 +201,12 @@ def _object(item: Any) -> ShardObject:
     if ".." in path.split("/") or path.startswith("/") or not _SHA256.fullmatch(sha256):
         raise ManifestParseError(f"{item!r} is no object of a shard")
     return ShardObject(path=path, size=_integer(item["size"], "size"), sha256=sha256)
+
+
+def _text_or_none(value: Any, what: str) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise ManifestParseError(f"{what} is {value!r}; it must be text")
+    return value
 
 
 def _integer(value: Any, what: str, minimum: int = 0) -> int:

@@ -277,6 +277,13 @@ def test_a_lagging_or_missing_pointer_hides_nothing(store: ObjectStore) -> None:
     assert served_manifest(store).seq == 6
 
 
+def test_a_copy_without_its_commits_says_so(store: ObjectStore) -> None:
+    publish(store, "a")
+    store.delete([commit_name(1)])
+    with pytest.raises(SnapshotNotFoundError, match="names commit 1, but commits/ holds none"):
+        served_manifest(store)
+
+
 def test_a_reader_is_never_led_back_within_one_log(store: ObjectStore) -> None:
     publish(store, "a")
     publish(store, "b")
@@ -320,7 +327,14 @@ def test_a_newer_pointer_of_the_reference_is_left_alone(store: ObjectStore) -> N
     assert json.loads(store.get("_CURRENT").body)["run_id"] == "theirs"
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"format":2}', b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"[]", b"{}", b'{"format":2}', b"\xff\xfe", b"[" * 100_000,
+        b'{"manifest_ref":"x","run_id":"r","updated_at":1e20}',
+    ],
+    ids=len,
+)  # fmt: skip
 def test_torn_records_and_pointers_are_errors(body: bytes, store: ObjectStore) -> None:
     publish(store, "a")
     store.put(commit_name(2), body, content_type=JSON_TYPE)
@@ -328,7 +342,7 @@ def test_torn_records_and_pointers_are_errors(body: bytes, store: ObjectStore) -
         served_manifest(store)
     store.delete([commit_name(2)])
     store.put("_CURRENT", body, content_type=JSON_TYPE)
-    with pytest.raises(ManifestParseError):
+    with pytest.raises(ManifestParseError, match=store.url):
         served_manifest(store)
 
 
