@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, get_args
 
 from shardyfusion.credentials import CredentialProvider
@@ -21,11 +22,13 @@ from shardyfusion.serde import KeyEncoding, ValueSpec
 from shardyfusion.shard_contract import DbAdapterFactory
 from shardyfusion.slatedb_adapter import SlateDbFactory
 from shardyfusion.storage import StoreAddress
-from shardyfusion.type_defs import DuplicatePolicy, S3ConnectionOptions, require
+from shardyfusion.type_defs import DuplicatePolicy, S3ConnectionOptions, require, require_type
 
 Exchange = Literal["auto", "direct", "p2p", "tasks"]
 
 MAX_NUM_DBS = 100_000
+CARRIED = "shardyfusion:"
+"""Prefix of the columns that a Dask shuffle carries beside `shard_id_col`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +44,16 @@ class OutputOptions:
     local_root: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
+        require_type(self.local_root, (str, os.PathLike, NoneType), "local_root")
         check_segment(self.shard_prefix, "shard_prefix")
         require(
             self.shard_prefix not in ("commits", "manifests", "runs", "_CURRENT"),
             f"shard_prefix {self.shard_prefix!r} is taken by the snapshot's own objects; choose another",
         )
         check_db_path_template(self.db_path_template)
+
+
+_VALUE_OBJECTS = {"output": OutputOptions, "shard_retry": RetryConfig, "rate_limits": RateLimits, "custom": Mapping}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +90,19 @@ class WriteConfig:
     allow_unsafe_store: bool = False
 
     def __post_init__(self) -> None:
-        self.address()
+        require_type(self.s3_prefix, (str, os.PathLike), "s3_prefix")
+        # Resolved once: a relative path means what it meant here, wherever the write is started.
+        object.__setattr__(self, "s3_prefix", self.address().url)
         object.__setattr__(self, "key_encoding", _key_encoding(self.key_encoding))
-        require(bool(self.shard_id_col), "shard_id_col is empty; give a column name that your data does not use")
+        for name, kind in _VALUE_OBJECTS.items():
+            require_type(getattr(self, name), kind, name)
+        require(
+            isinstance(self.shard_id_col, str)
+            and bool(self.shard_id_col)
+            and not self.shard_id_col.startswith(CARRIED),
+            f"shard_id_col is {self.shard_id_col!r}; give a column name that your data does not use, and that does not "
+            f"start with {CARRIED!r}",
+        )
         if self.run_id is not None:
             check_segment(self.run_id, "run_id")
         require(
@@ -93,7 +110,8 @@ class WriteConfig:
             f"on_duplicate_key is {self.on_duplicate_key!r}; use 'fail', 'first' or 'last'",
         )
         require(
-            all(hasattr(self.adapter_factory, name) for name in ("backend", "check", "open")),
+            not isinstance(self.adapter_factory, type)
+            and all(hasattr(self.adapter_factory, name) for name in ("backend", "check", "open")),
             f"adapter_factory {self.adapter_factory!r} is no factory; use SlateDbFactory(), LocalSlateDbFactory() or "
             "SqliteFactory()",
         )
@@ -107,7 +125,8 @@ class WriteConfig:
 
     @property
     def local_root(self) -> Path | None:
-        return None if self.output.local_root is None else Path(self.output.local_root)
+        given = self.output.local_root
+        return None if given is None else Path(os.path.expanduser(given)).absolute()  # noqa: PTH111 (needs no HOME)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +188,7 @@ class DaskWriteOptions:
             self.exchange in get_args(Exchange),
             f"exchange is {self.exchange!r}; use one of {', '.join(map(repr, get_args(Exchange)))}",
         )
+        require_type(self.retries, int, "retries")
         require(self.retries >= 0, "retries must not be negative")
 
 
@@ -185,6 +205,6 @@ def _check_custom(custom: Mapping[str, Any]) -> None:
     taken = [name for name in RESERVED_CUSTOM if name in custom]
     require(not taken, f"custom must not hold {', '.join(map(repr, taken))}: these names are the format's own")
     try:
-        json.dumps(dict(custom), allow_nan=False)
+        json.dumps(dict(custom), allow_nan=False, sort_keys=True)
     except (TypeError, ValueError) as exc:
         require(False, f"custom is not JSON: {exc}")

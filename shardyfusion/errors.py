@@ -36,7 +36,7 @@ Nothing else lives here. Foreign exceptions are translated where they are met an
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 
 class ShardyfusionError(Exception):
@@ -56,6 +56,14 @@ class ShardyfusionError(Exception):
     def __str__(self) -> str:
         tail = ", ".join(f"{name}={value!r}" for name, value in self.facts.items())
         return f"{self.message} [{tail}]" if tail else self.message
+
+    def detached(self) -> Self:
+        """This error without its chain and traceback, to be sent between processes as data.
+
+        A foreign cause may not survive pickling, and a traceback keeps the frames of the worker alive.
+        """
+        self.__cause__ = self.__context__ = None
+        return self.with_traceback(None)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.message, self.facts)

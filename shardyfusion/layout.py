@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 
-from shardyfusion.type_defs import require
+from shardyfusion.type_defs import require, require_type
 
 CURRENT = "_CURRENT"
 COMMITS = "commits/"
@@ -25,24 +25,26 @@ YAML_TYPE = "application/x-yaml"
 BINARY_TYPE = "application/octet-stream"
 
 _SEGMENT = re.compile(r"[A-Za-z0-9._-]+")
-_TEMPLATE = re.compile(r"[A-Za-z0-9._=-]*\{db_id(:0?\d+d)?\}[A-Za-z0-9._=-]*")
+_TEMPLATE = re.compile(r"[A-Za-z0-9._=-]*\{db_id(:0\d{1,2}d)?\}[A-Za-z0-9._=-]*")
 _MANIFEST_DIR = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z)_run_id=([^/]+)/?")
 _COMMIT = re.compile(r"commits/(\d{20})\.json")
 
 
 def check_segment(value: str, what: str) -> str:
     """One path segment: letters, digits, `.`, `_`, `-`, no `..`. A `/`, `#` or `?` in a run id destroys data."""
+    require_type(value, str, what)
     require(
-        bool(_SEGMENT.fullmatch(value)) and ".." not in value and value != "." and len(value) <= 200,
-        f"{what} {value!r} is not usable in object names: use up to 200 of A-Z a-z 0-9 . _ - and no '..'",
+        bool(_SEGMENT.fullmatch(value)) and ".." not in value and value != "." and len(value) <= 180,
+        f"{what} {value!r} is not usable in object names: use up to 180 of A-Z a-z 0-9 . _ - and no '..'",
     )
     return value
 
 
 def check_db_path_template(template: str) -> str:
     """A `str.format` template of one segment with the one field `db_id`."""
+    require_type(template, str, "db_path_template")
     require(
-        bool(_TEMPLATE.fullmatch(template)) and ".." not in template,
+        bool(_TEMPLATE.fullmatch(template)) and ".." not in template and len(template) <= 180,
         f"db_path_template {template!r} must be one path segment with the field db_id, such as 'db={{db_id:05d}}'",
     )
     return template

@@ -9,8 +9,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
+from types import NoneType
 
-from shardyfusion.type_defs import require
+from shardyfusion.type_defs import require, require_type
+
+_LONGEST_SLEEP = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,7 @@ class RateLimits:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
+            require_type(value, (int, float, NoneType), name)
             require(
                 value is None or 0 < value < float("inf"),
                 f"{name} must be a positive number, not {value!r}; leave it out for no limit",
@@ -70,8 +74,9 @@ class RateLimiter:
             waits = [b.take(n, now) for b, n in zip(self._buckets, (rows, nbytes), strict=True) if b]
             seconds = max(waits)
             self._waited_seconds += seconds
-        if seconds > 0:
-            self._sleep(seconds)
+        while seconds > 0:  # in slices: a tiny rate asks for more than one sleep can take
+            self._sleep(min(seconds, _LONGEST_SLEEP))
+            seconds -= _LONGEST_SLEEP
 
     def batch_rows(self, default: int) -> int:
         """How many rows to write at a time: `default`, or what one second admits if that is less."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from shardyfusion.errors import ShardyfusionError
-from shardyfusion.type_defs import require
+from shardyfusion.type_defs import require, require_type
 
 T = TypeVar("T")
 
@@ -38,6 +38,9 @@ class RetryConfig:
     max_backoff_seconds: float = 20.0
 
     def __post_init__(self) -> None:
+        require_type(self.max_attempts, int, "max_attempts")
+        for name in ("initial_backoff_seconds", "multiplier", "max_backoff_seconds"):
+            require_type(getattr(self, name), (int, float), name)
         require(self.max_attempts >= 1, f"max_attempts must be at least 1, not {self.max_attempts}")
         require(
             self.initial_backoff_seconds >= 0,

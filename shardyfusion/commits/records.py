@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from dataclasses import fields as dataclass_fields
 from datetime import UTC, datetime
 from typing import Any, Self
 
@@ -55,7 +56,8 @@ class CommitRecord:
                 fields[moment] = parse_timestamp(fields[moment])
             fields["parent"] = tuple(fields["parent"]) if fields["parent"] else None
             fields["expired"] = tuple(fields["expired"])
-            record = cls(**fields)
+            # A later version may add fields; what this one knows still means the same.
+            record = cls(**{f.name: fields[f.name] for f in dataclass_fields(cls) if f.name in fields})
             record._check()
         except (ValueError, KeyError, TypeError, RecursionError) as exc:
             raise ManifestParseError(f"the commit record cannot be read: {exc}", name=name) from exc

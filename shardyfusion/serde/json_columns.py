@@ -207,7 +207,9 @@ def _json_form(value: Any) -> Any:
         return str(value) if value.is_finite() else None
     if isinstance(value, uuid.UUID):
         return str(value)
-    if isinstance(value, (np.bool_, np.integer, np.floating)):
+    if isinstance(value, np.floating):
+        return float(value)  # `item()` of a long double is that long double
+    if isinstance(value, (np.bool_, np.integer)):
         return value.item()
     if isinstance(value, Mapping):
         return dict(cast("Mapping[Any, Any]", value))

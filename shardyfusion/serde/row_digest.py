@@ -50,6 +50,11 @@ def format_digest(total: int) -> str:
     return f"{NAME}:{total & MASK:016x}"
 
 
+def parse_digest(text: str) -> int:
+    """The inverse of `format_digest`."""
+    return int(text.removeprefix(f"{NAME}:"), 16)
+
+
 def row_hashes(keys: pa.LargeBinaryArray, values: pa.LargeBinaryArray) -> npt.NDArray[np.uint64]:
     """The hash of every row of two `large_binary` columns without nulls."""
     hashes = _bytes_hashes(keys)

@@ -5,6 +5,7 @@ The JSON text itself is made in `json_columns.py`, the row object for a user's e
 
 from __future__ import annotations
 
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from shardyfusion.errors import ConfigValidationError, ValueEncodingError
 from shardyfusion.serde.columns import arrow_kind, column_kind, is_null, not_arrow_errors, to_arrow
+from shardyfusion.serde.function_fingerprint import function_fingerprint
 from shardyfusion.serde.json_columns import encode_json_rows
 from shardyfusion.serde.keys import shown
 from shardyfusion.serde.row_view import Row, rows_of
@@ -37,6 +39,10 @@ class ValueSpec(ABC):
     @abstractmethod
     def describe(self) -> str:
         """One line that says what values are made of."""
+
+    def fingerprint(self) -> str:
+        """Equal for specs that make equal values, in any process; by it a rerun is recognised as the same request."""
+        return repr(self)
 
     def check_columns(self, available: Sequence[str], dtypes: Mapping[str, Any]) -> None:
         """Raise `ConfigValidationError` for columns that are not there or can never be encoded."""
@@ -166,6 +172,9 @@ class _CallableEncoder(ValueSpec):
     def describe(self) -> str:
         return f"callable_encoder:{getattr(self.fn, '__qualname__', type(self.fn).__qualname__)}"
 
+    def fingerprint(self) -> str:
+        return f"{self!r}:{function_fingerprint(self.fn)}"
+
     def __repr__(self) -> str:
         limited = "" if self.names is None else f", columns={list(self.names)}"
         return f"ValueSpec.callable_encoder({getattr(self.fn, '__qualname__', self.fn)}{limited})"
@@ -178,7 +187,12 @@ class _CallableEncoder(ValueSpec):
             try:
                 value = self.fn(row)
             except Exception as exc:
-                raise ValueEncodingError(f"{self.describe()} failed: {type(exc).__name__}: {exc}", row=at) from exc
+                where = traceback.extract_tb(exc.__traceback__)[:2][-1]  # after our own call: the line in `fn`
+                raise ValueEncodingError(
+                    f"{self.describe()} failed: {type(exc).__name__}: {exc}",
+                    row=at,
+                    raised_at=f"{where.filename}:{where.lineno}",
+                ) from exc
             if not isinstance(value, bytes):
                 raise ValueEncodingError(
                     f"{self.describe()} returned {type(value).__name__}; it must return bytes", row=at

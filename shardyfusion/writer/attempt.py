@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from dataclasses import fields as dataclass_fields
 from typing import Any, Self
 
 from shardyfusion.layout import join_url
@@ -63,7 +64,7 @@ class ShardAttempt:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        given: dict[str, Any] = dict(fields)
+        given: dict[str, Any] = {f.name: fields[f.name] for f in dataclass_fields(cls) if f.name in fields}
         given["objects"] = tuple(ShardObject(**item) for item in fields["objects"])
         given["key_min"], given["key_max"] = bytes.fromhex(fields["key_min"]), bytes.fromhex(fields["key_max"])
         return cls(**given)

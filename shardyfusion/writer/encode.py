@@ -7,11 +7,18 @@ scheduler repeats the task and no shard is built.
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from shardyfusion.errors import InputDataError, ShardAssignmentError, ShardyfusionError, ValueEncodingError
+from shardyfusion.errors import (
+    ComputeError,
+    InputDataError,
+    ShardAssignmentError,
+    ShardyfusionError,
+    ValueEncodingError,
+)
 from shardyfusion.serde.columns import looks_converted
 from shardyfusion.serde.key_columns import KeyProblems, encode_key_column
 from shardyfusion.serde.row_digest import digest_by_shard, row_hashes
@@ -84,12 +91,23 @@ def encode_partition(frame: pd.DataFrame, partition: int, plan: EncodePlan) -> E
         if plan.verify_routing:
             verify_sample(keys.values, shards, plan, partition)
         values = _encode_values(frame, keys.values, plan, partition)
-    except ShardyfusionError as exc:
-        exc.facts.setdefault("partition", partition)
-        return _stopped(partition, frame, plan, started, error=exc)
+    except MemoryError:
+        raise
+    except Exception as exc:
+        error = as_data(exc, f"encoding partition {partition}")
+        error.facts.setdefault("partition", partition)
+        return _stopped(partition, frame, plan, started, error=error)
     pieces, report = _split(keys.stored, values, shards, partition, plan)
     report = replace(report, seconds=time.perf_counter() - started, converted=_converted(frame, partition, plan))
     return EncodedPartition(report=report, pieces=pieces)
+
+
+def as_data(exc: Exception, doing: str) -> ShardyfusionError:
+    """Any error as one that can be sent home: ours as it is, a foreign one (a bug) with where it was raised."""
+    if isinstance(exc, ShardyfusionError):
+        return exc.detached()
+    last = traceback.extract_tb(exc.__traceback__)[-1]
+    return ComputeError(f"{doing} failed with {type(exc).__name__}: {exc}", raised_at=f"{last.filename}:{last.lineno}")
 
 
 def key_column(frame: pd.DataFrame, key_col: str) -> Any:

@@ -117,7 +117,7 @@ def make_plan(
 _CONTENT_OPTIONS = ("num_dbs", "max_keys_per_shard", "key_encoding", "on_duplicate_key", "custom")
 
 
-def request_fingerprint(config: WriteConfig, input: ColumnWriteInput, columns: Mapping[str, str]) -> str:
+def request_fingerprint(config: WriteConfig, input: ColumnWriteInput, columns: Mapping[Any, Any]) -> str:
     """sha256 of what determines the snapshot's content and layout: the config (without connection, pace and identity),
     columns with dtypes, and the library's version. Never a Dask token: those differ from process to process."""
     options = {f.name: getattr(config, f.name) for f in fields(config) if f.name in _CONTENT_OPTIONS}
@@ -128,8 +128,8 @@ def request_fingerprint(config: WriteConfig, input: ColumnWriteInput, columns: M
         "layout": [config.output.shard_prefix, config.output.db_path_template],
         "engine": [type(factory).__qualname__, asdict(factory) if is_dataclass(factory) else None],
         "key_col": input.key_col,
-        "value": input.value_spec.describe(),
-        "columns": dict(columns),
+        "value": input.value_spec.fingerprint(),
+        "columns": [[repr(name), str(dtype)] for name, dtype in columns.items()],
         "version": version("shardyfusion"),
     }
     return hashlib.sha256(json.dumps(request, sort_keys=True, default=str).encode()).hexdigest()

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from shardyfusion.commits import CommitLog, CommitRecord, Patience, create_once
 from shardyfusion.errors import (
     PublishManifestError,
+    RunConflictError,
     ShardCoverageError,
     ShardyfusionError,
     StorageError,
@@ -60,7 +61,11 @@ def _create_manifest(store: ObjectStore, name: str, manifest: Manifest, patience
     body, ours = create_once(store, name, encode_manifest(manifest), content_type=SQLITE_TYPE, patience=patience)
     # Another execution of this run id may have written it with another SQLite, which changes bytes but not content.
     if not ours and decode_manifest(body) != manifest:
-        raise PublishManifestError(f"{join_url(store.url, name)} exists and is not this run's manifest")
+        raise RunConflictError(
+            f"{join_url(store.url, name)} exists and is not what this run would publish here; was the prefix copied? "
+            "Use a new run_id",
+            run_id=manifest.run_id,
+        )
     return hashlib.sha256(body).hexdigest()
 
 

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,11 +20,11 @@ from shardyfusion.limits import RateLimiter
 from shardyfusion.retry import call_with_retry
 from shardyfusion.serde.columns import arrow_compute
 from shardyfusion.serde.keys import KeyEncoding, decode_key
-from shardyfusion.serde.row_digest import digest_total, format_digest, row_hashes
+from shardyfusion.serde.row_digest import digest_total, format_digest, parse_digest, row_hashes
 from shardyfusion.shard_contract import ShardTarget
 from shardyfusion.storage import open_store
 from shardyfusion.writer.attempt import ShardAttempt
-from shardyfusion.writer.encode import Tally
+from shardyfusion.writer.encode import Tally, as_data
 from shardyfusion.writer.plan import ShardPlan
 
 if TYPE_CHECKING:
@@ -57,14 +57,22 @@ class ShardResult:
 class SortedRows:
     """The rows of a shard in ascending key order, each key once, and what was dropped to get there.
 
-    `digest` is over the rows kept, taken after sorting: it covers the very arrays that the adapter is given.
+    `values` are in order of arrival; `order[i]` says where the value of `keys[i]` is, so that they are put in order
+    batch by batch and a shard is not held a third time.
     """
 
     keys: pa.LargeBinaryArray
     values: pa.LargeBinaryArray
-    digest: int
+    order: npt.NDArray[np.int64]
     dropped: int
     dropped_digest: int
+
+    def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
+        import pyarrow as pa
+
+        for start in range(0, len(self.keys), rows):
+            values = self.values.take(pa.array(self.order[start : start + rows]))
+            yield pa.record_batch([self.keys[start : start + rows], values], names=["key", "value"])
 
 
 def build_shard(db_id: int, tally: Tally, pieces: Sequence[pa.Table | None], plan: ShardPlan) -> ShardResult:
@@ -74,7 +82,7 @@ def build_shard(db_id: int, tally: Tally, pieces: Sequence[pa.Table | None], pla
     is tried again here by `plan.retry` and then raised, for the scheduler's own retries.
     """
     started = time.perf_counter()
-    tries, rows = 0, None
+    tries, rows, attempt, error = 0, None, None, None
     try:
         rows = None if tally.error is not None else _sorted_rows(pieces, plan, db_id)
         if rows is None:
@@ -85,16 +93,18 @@ def build_shard(db_id: int, tally: Tally, pieces: Sequence[pa.Table | None], pla
             tries = number + 1
             return _build_attempt(db_id, number, rows, plan)
 
-        attempt, error = call_with_retry(one_try, plan.retry), None
-    except ShardyfusionError as exc:
-        exc.facts.setdefault("db_id", db_id)
-        if exc.retryable:
-            raise
-        attempt, error = None, exc
+        attempt = call_with_retry(one_try, plan.retry)
+    except MemoryError:
+        raise
+    except Exception as exc:
+        error = as_data(exc, f"building shard {db_id}")
+        error.facts.setdefault("db_id", db_id)
+        if error.retryable:
+            raise error from None
     return ShardResult(
         db_id=db_id,
-        rows_in=len(rows.keys) + rows.dropped if rows else 0,
-        digest_in=(rows.digest + rows.dropped_digest) & _MASK if rows else 0,
+        rows_in=attempt.rows + attempt.duplicates_dropped if attempt else 0,
+        digest_in=(parse_digest(attempt.row_digest) + rows.dropped_digest) & _MASK if attempt and rows else 0,
         seconds=time.perf_counter() - started,
         attempts=tries,
         attempt=attempt,
@@ -104,7 +114,6 @@ def build_shard(db_id: int, tally: Tally, pieces: Sequence[pa.Table | None], pla
 
 def _sorted_rows(pieces: Sequence[pa.Table | None], plan: ShardPlan, db_id: int) -> SortedRows | None:
     """Put the pieces together, sort by key (stable over input order), and settle duplicates."""
-    import numpy as np
     import pyarrow as pa
 
     present = [piece for piece in pieces if piece is not None and len(piece)]
@@ -120,14 +129,7 @@ def _sorted_rows(pieces: Sequence[pa.Table | None], plan: ShardPlan, db_id: int)
         surplus = pa.array(order[~keep])
         dropped, dropped_digest = len(surplus), _digest(keys.take(surplus), values.take(surplus))
         order, sorted_keys = order[keep], sorted_keys.filter(pa.array(keep))
-    sorted_values = values.take(pa.array(np.ascontiguousarray(order)))
-    return SortedRows(
-        keys=sorted_keys,
-        values=sorted_values,
-        digest=_digest(sorted_keys, sorted_values),
-        dropped=dropped,
-        dropped_digest=dropped_digest,
-    )
+    return SortedRows(keys=sorted_keys, values=values, order=order, dropped=dropped, dropped_digest=dropped_digest)
 
 
 def _digest(keys: pa.LargeBinaryArray, values: pa.LargeBinaryArray) -> int:
@@ -188,20 +190,18 @@ def _show(encoding: KeyEncoding, key: bytes) -> str:
 
 def _build_attempt(db_id: int, number: int, rows: SortedRows, plan: ShardPlan) -> ShardAttempt:
     """One execution, in a directory and a scratch of its own; nothing is visible unless it seals."""
-    import pyarrow as pa
-
     started = time.perf_counter()
     store = open_store(plan.address)
     directory = plan.attempt_dir(db_id, number, uuid.uuid4().hex[:8])
     limiter = RateLimiter(plan.limits)
-    step = limiter.batch_rows(BATCH_ROWS)
+    digest = 0
     with _scratch(plan) as scratch:
         target = ShardTarget(db_id=db_id, store=store, address=plan.address, directory=directory, scratch=scratch)
         with plan.adapter_factory.open(target) as adapter:
-            for start in range(0, len(rows.keys), step):
-                keys, values = rows.keys[start : start + step], rows.values[start : start + step]
-                limiter.acquire(len(keys), keys.nbytes + values.nbytes)
-                adapter.write_arrow(pa.record_batch([keys, values], names=["key", "value"]))
+            for batch in rows.batches(limiter.batch_rows(BATCH_ROWS)):
+                limiter.acquire(len(batch), batch.nbytes)
+                adapter.write_arrow(batch)
+                digest += _digest(batch.column("key"), batch.column("value"))
             sealed = adapter.seal()
     if sealed.rows != len(rows.keys):
         raise ShardCoverageError(
@@ -217,7 +217,7 @@ def _build_attempt(db_id: int, number: int, rows: SortedRows, plan: ShardPlan) -
         duplicates_dropped=rows.dropped,
         db_bytes=sealed.db_bytes,
         objects=sealed.objects,
-        row_digest=format_digest(rows.digest),
+        row_digest=format_digest(digest),
         key_min=rows.keys[0].as_py(),
         key_max=rows.keys[-1].as_py(),
         checkpoint_id=uuid.uuid4().hex,

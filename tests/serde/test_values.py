@@ -158,7 +158,8 @@ def test_an_error_in_the_callable_is_chained_and_names_the_row() -> None:
     with pytest.raises(ValueEncodingError, match=r"fail failed: AttributeError: .*'missing'") as caught:
         encoded(ValueSpec.callable_encoder(fail), a=[1, 0])
     assert isinstance(caught.value.__cause__, AttributeError)
-    assert caught.value.facts == {"row": 1}
+    assert caught.value.facts["row"] == 1
+    assert caught.value.facts["raised_at"] == f"{__file__}:{fail.__code__.co_firstlineno + 1}"
 
 
 # --- every strategy -----------------------------------------------------------------------------------------------

@@ -93,6 +93,18 @@ def test_requests_that_cannot_work_write_nothing(
         ({"custom": {"vector": 1}}, "vector"),
         ({"custom": {"x": object()}}, "not JSON"),
         ({"adapter_factory": "sqlite"}, "SqliteFactory"),
+        ({"adapter_factory": SqliteFactory}, "SqliteFactory"),
+        ({"run_id": 5}, "run_id is int"),
+        ({"run_id": "r" * 181}, "180"),
+        ({"s3_prefix": None}, "s3_prefix is NoneType"),
+        ({"s3_prefix": b"x"}, "s3_prefix is bytes"),
+        ({"custom": None}, "custom is NoneType"),
+        ({"custom": {1: 1, "a": 2}}, "not JSON"),
+        ({"output": {}}, "output is dict"),
+        ({"rate_limits": None}, "rate_limits is NoneType"),
+        ({"shard_retry": 3}, "shard_retry is int"),
+        ({"shard_id_col": 5}, "shard_id_col is 5"),
+        ({"shard_id_col": "shardyfusion:key"}, "does not start with"),
     ],
 )
 def test_configs_are_valid_once_built(change: dict[str, Any], message: str, config: HashShardedWriteConfig) -> None:
@@ -108,13 +120,76 @@ def test_configs_are_frozen_and_keyword_only(config: HashShardedWriteConfig) -> 
 
 
 def test_options_are_checked() -> None:
-    for bad in ({"exchange": "disk"}, {"retries": -1}):
+    for bad in ({"exchange": "disk"}, {"retries": -1}, {"retries": "x"}):
         with pytest.raises(ConfigValidationError):
             DaskWriteOptions(**bad)
     with pytest.raises(ConfigValidationError, match="shard_prefix"):
         OutputOptions(shard_prefix="commits")
     with pytest.raises(ConfigValidationError, match="db_path_template"):
         OutputOptions(db_path_template="no-field")
+    with pytest.raises(ConfigValidationError, match="db_path_template"):
+        OutputOptions(db_path_template="db={db_id:5d}")
+    with pytest.raises(ConfigValidationError, match="local_root is int"):
+        OutputOptions(local_root=5)  # type: ignore[arg-type]
+
+
+def test_arguments_are_checked(config: HashShardedWriteConfig) -> None:
+    with pytest.raises(ConfigValidationError, match="input is tuple"):
+        write_hash_sharded(simple(), config, ("key", ValueSpec.binary_col("v")))  # type: ignore[arg-type]
+    with pytest.raises(ConfigValidationError, match="options is dict"):
+        write_hash_sharded(simple(), config, BINARY, {})  # type: ignore[arg-type]
+    assert object_names(config.s3_prefix) == []
+
+
+def test_a_relative_prefix_means_the_directory_it_meant_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = HashShardedWriteConfig(num_dbs=1, s3_prefix="snap", adapter_factory=SqliteFactory())
+    monkeypatch.chdir("/")
+    write_hash_sharded(simple(), config, BINARY)
+    assert (tmp_path / "snap" / "_CURRENT").exists()
+
+
+def test_columns_need_no_text_names(config: HashShardedWriteConfig) -> None:
+    ddf = frame_of(key=[1, 2], v=["a", "b"], x=[0, 0]).rename(columns={"x": 5})
+    assert write_hash_sharded(ddf, config, BINARY).rows == 2
+
+
+@pytest.mark.parametrize("name", ["key", "value", "ordinal", "_shard_id"])
+def test_any_shard_id_col_serves_every_exchange(name: str, config: HashShardedWriteConfig) -> None:
+    config = dataclasses.replace(config, shard_id_col=name, on_duplicate_key="last")
+    ddf = frame_of(id=[1, 2, 3], v=["a", "b", "c"])
+    result = write_hash_sharded(
+        ddf, config, ColumnWriteInput("id", ValueSpec.binary_col("v")), DaskWriteOptions(exchange="tasks")
+    )
+    assert result.rows == 3
+
+
+@pytest.mark.parametrize("exchange", ["direct", "tasks"])
+def test_empty_partitions_and_bad_ones_do_not_matter_to_the_exchange(
+    exchange: Any, config: HashShardedWriteConfig
+) -> None:
+    options = DaskWriteOptions(exchange=exchange)
+    assert write_hash_sharded(simple().query("key > 2"), config, BINARY, options).rows == 2
+    assert write_hash_sharded(simple().query("key > 9"), config, BINARY, options).rows == 0
+    half_null = frame_of(key=pd.Series([1, 2, None, 4], dtype="Int64"), v=["a", "b", "c", "d"])
+    with pytest.raises(InputDataError, match="1 of 2 keys are null"):
+        write_hash_sharded(half_null, config, BINARY, options)
+
+
+def test_a_bug_in_an_engine_comes_back_once_and_named(config: HashShardedWriteConfig) -> None:
+    calls: list[int] = []
+
+    @dataclasses.dataclass(frozen=True)
+    class Broken(SqliteFactory):
+        def open(self, target: Any) -> Any:
+            calls.append(target.db_id)
+            raise KeyError("a bug")
+
+    config = dataclasses.replace(config, num_dbs=1, adapter_factory=Broken())
+    with pytest.raises(ComputeError, match=r"building shard 0 failed with KeyError: 'a bug'") as caught:
+        write_hash_sharded(simple(), config, BINARY)
+    assert caught.value.facts["raised_at"].startswith(__file__)
+    assert calls == [0]
 
 
 @pytest.mark.parametrize(

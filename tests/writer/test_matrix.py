@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import dask
 import dask.dataframe as dd
@@ -21,6 +22,7 @@ from shardyfusion import (
     SqliteFactory,
     ValueSpec,
 )
+from shardyfusion.errors import ValueEncodingError
 from shardyfusion.writer.dask import write_hash_sharded
 from tests.writer.frames import Rows, contents, make_rows, parquet_frame
 
@@ -76,6 +78,26 @@ def test_write_then_read_back_exactly(
     assert contents(prefix) == {key.to_bytes(8, "big"): value for key, value in rows.items()}
     with ShardedReader(prefix) as reader:
         assert reader.multi_get([*rows, 5]) == {**rows, 5: None}
+
+
+class ApiError(Exception):
+    """Survives pickling, but not unpickling: as exceptions of many client libraries."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def test_an_encoder_error_that_cannot_be_unpickled_still_comes_home(
+    source: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    def encode(row: Any) -> bytes:
+        raise ApiError("no such user", 404)
+
+    config = HashShardedWriteConfig(num_dbs=2, s3_prefix=tmp_path / "snap", adapter_factory=SqliteFactory())
+    with scheduler("distributed", request), pytest.raises(ValueEncodingError, match="ApiError: no such user") as caught:
+        write_hash_sharded(dd.read_parquet(source), config, ColumnWriteInput("id", ValueSpec.callable_encoder(encode)))
+    assert caught.value.facts["raised_at"].startswith(__file__)
 
 
 @pytest.mark.parametrize(

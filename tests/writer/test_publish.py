@@ -220,6 +220,35 @@ def test_a_committed_run_id_refuses_another_request(tmp_path: Path) -> None:
         write_hash_sharded(simple(), config, ColumnWriteInput("key", ValueSpec.json_cols()))
 
 
+def test_a_changed_encoder_is_another_request(tmp_path: Path) -> None:
+    """Two lambdas have one name; their code tells them apart, and where they stand does not."""
+    config = in_directory(tmp_path, run_id="nightly-1")
+    suffix = b"1"
+    write_hash_sharded(simple(), config, ColumnWriteInput("key", ValueSpec.callable_encoder(lambda row: b"A" + suffix)))
+    again = ColumnWriteInput("key", ValueSpec.callable_encoder(lambda row: b"A" + suffix))
+    assert write_hash_sharded(simple(), config, again).reused
+    for other in (lambda row: b"B" + suffix, lambda row: b"A", lambda row, x=1: b"A" + suffix):
+        with pytest.raises(RunConflictError):
+            write_hash_sharded(simple(), config, ColumnWriteInput("key", ValueSpec.callable_encoder(other)))
+    suffix = b"2"
+    with pytest.raises(RunConflictError):
+        write_hash_sharded(simple(), config, again)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (ValueSpec.json_cols(["a,b"]), ValueSpec.json_cols(["a", "b"])),
+        (ValueSpec.json_cols(["all"]), ValueSpec.json_cols()),
+        (ValueSpec.callable_encoder(len, ["p"]), ValueSpec.callable_encoder(len, ["q"])),  # type: ignore[arg-type]
+        (ValueSpec.callable_encoder(len), ValueSpec.callable_encoder(max)),  # type: ignore[arg-type]
+    ],
+)
+def test_different_value_specs_have_different_fingerprints(one: ValueSpec, other: ValueSpec) -> None:
+    assert one.fingerprint() != other.fingerprint()
+    assert one.fingerprint() == one.fingerprint()
+
+
 def test_a_rerun_brings_a_lost_pointer_back(tmp_path: Path) -> None:
     config = in_directory(tmp_path, run_id="nightly-1")
     write_hash_sharded(simple(), config, BINARY)

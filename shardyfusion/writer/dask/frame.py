@@ -5,18 +5,20 @@ What the tasks do is in `writer/encode.py` and `writer/shard.py`; nothing here t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import dask.dataframe as dd
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 from dask.base import compute, get_scheduler
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 
-from shardyfusion.config import DaskWriteOptions, Exchange
+from shardyfusion.config import CARRIED, DaskWriteOptions, Exchange
 from shardyfusion.errors import ComputeError, ConfigValidationError, ShardCoverageError, ShardyfusionError
 from shardyfusion.writer.encode import (
     EncodedPartition,
@@ -40,7 +42,6 @@ class FrameFacts:
 
     columns: tuple[str, ...]
     dtypes: Mapping[str, Any]
-    index_name: str | None
 
 
 def frame_facts(ddf: Any) -> FrameFacts:
@@ -56,7 +57,7 @@ def frame_facts(ddf: Any) -> FrameFacts:
     index_name = index.name if isinstance(index.name, str) else None
     if index_name is not None and index_name not in dtypes:
         dtypes[index_name] = index.dtype
-    return FrameFacts(columns=columns, dtypes=dtypes, index_name=index_name)
+    return FrameFacts(columns=columns, dtypes=dtypes)
 
 
 def scheduler_kind() -> SchedulerKind:
@@ -133,7 +134,9 @@ class _WriteGraph:
         """Dask's own shuffle: spills to disk, scales past memory. `set_index` with one division per shard is exact."""
         tasks = dict(self._tasks)
         for number in self._numbers:
-            tasks[self._name("frame"), number] = (_to_frame, (self._name("encode"), number), shard_id_col)
+            tasks[self._name("frame"), number] = (
+                _to_frame, (self._name("encode"), number), self._name("encode-plan"), shard_id_col,
+            )  # fmt: skip
         base = HighLevelGraph.from_collections(self._name("encoded"), tasks, dependencies=[self._parts])
         frames = [Delayed((self._name("frame"), number), base, layer=self._name("encoded")) for number in self._numbers]
         encoded = dd.from_delayed(frames, meta=_meta(self._plan.encode, shard_id_col), verify_meta=False)
@@ -195,21 +198,20 @@ def _meta(plan: EncodePlan, shard_id_col: str) -> pd.DataFrame:
 
 
 def _carried(name: str) -> str:
-    """Column names inside a shuffle; prefixed so that no choice of `shard_id_col` can meet them."""
-    return f"shardyfusion:{name}"
+    """Column names inside a shuffle; `shard_id_col` never starts like that."""
+    return CARRIED + name
 
 
-def _to_frame(encoded: EncodedPartition, shard_id_col: str) -> pd.DataFrame:
+def _to_frame(encoded: EncodedPartition, plan: EncodePlan, shard_id_col: str) -> pd.DataFrame:
     """An encoded partition as the pandas frame that Dask's shuffles move."""
-    tables: list[pa.Table] = []
-    for db_id, piece in enumerate(encoded.pieces):
-        if piece is not None:
-            tables.append(piece.append_column(shard_id_col, pa.array([db_id] * len(piece), pa.int64())))
-    if not tables:
-        return pd.DataFrame({})
-    table = pa.concat_tables(tables)
-    columns: dict[str, Any] = {shard_id_col: table.column(shard_id_col).to_numpy()}
-    for name in table.column_names[:-1]:
+    pieces = [(db_id, piece) for db_id, piece in enumerate(encoded.pieces) if piece is not None]
+    if not pieces:
+        return _meta(plan, shard_id_col)
+    table = pa.concat_tables([piece for _, piece in pieces])
+    columns: dict[str, Any] = {
+        shard_id_col: np.repeat([db_id for db_id, _ in pieces], [len(piece) for _, piece in pieces])
+    }
+    for name in table.column_names:
         columns[_carried(name)] = pd.arrays.ArrowExtensionArray(table.column(name))
     return pd.DataFrame(columns)
 
@@ -217,11 +219,13 @@ def _to_frame(encoded: EncodedPartition, shard_id_col: str) -> pd.DataFrame:
 def _build_from_frame(db_id: int, tally: Tally, plan: ShardPlan, frame: pd.DataFrame) -> ShardResult:
     strangers = frame.index[frame.index != db_id]
     if len(strangers):
-        raise ShardCoverageError(
-            f"{len(strangers)} rows of other shards arrived at shard {db_id}, the first of shard {strangers[0]}",
+        error = ShardCoverageError(
+            f"{len(strangers)} rows of other shards arrived at shard {db_id}, the first of shard {strangers[0]}; "
+            "nothing was published. Try another DaskWriteOptions.exchange",
             db_id=db_id,
         )
-    columns = {name.partition(":")[2]: pa.array(frame[name].array) for name in frame.columns}
+        return ShardResult(db_id=db_id, error=error)
+    columns = {name.removeprefix(CARRIED): pa.array(frame[name].array) for name in frame.columns}
     return build_shard(db_id, tally, [pa.table(columns)], plan)
 
 
@@ -232,13 +236,24 @@ def _compute(collection: Any, kwargs: dict[str, Any]) -> Any:
     except ShardyfusionError:
         raise
     except Exception as exc:
-        if type(exc).__name__ == "KilledWorker":
+        if type(exc).__name__ in ("KilledWorker", "BrokenProcessPool"):
+            step, db_id = _step_of(str(getattr(exc, "task", "")))
             raise ShardCoverageError(
-                f"workers died too often while running {getattr(exc, 'task', 'a task')}; they often ran out of memory. "
-                "Give them more memory, or use more shards or smaller partitions; nothing was published",
-                task=str(getattr(exc, "task", "")),
+                f"workers died too often while working on {step}; they often ran out of memory. Give them more, or use "
+                "more shards or smaller partitions; nothing was published",
+                **({} if db_id is None else {"db_id": db_id}),
             ) from exc
         raise ComputeError(
             f"computing the DataFrame failed with {type(exc).__name__}: {exc}; nothing was published"
         ) from exc
     return value
+
+
+def _step_of(task: str) -> tuple[str, int | None]:
+    """What a task of ours, named by Dask, was doing, and for which shard."""
+    match = re.search(r"shardyfusion-([a-z-]+)-[0-9a-f]{32}'?, (\d+)(?:, (\d+))?", task)
+    if match is None:
+        return "the input" if task else "a task", None
+    if match[1] == "shard":
+        return f"shard {match[2]}", int(match[2])
+    return f"partition {match[2]}", None

@@ -25,7 +25,7 @@ from shardyfusion.routing.hashing import HashRouter
 from shardyfusion.run_registry import RunLease
 from shardyfusion.serde.key_columns import check_key_dtype
 from shardyfusion.storage import ObjectStore, open_store
-from shardyfusion.type_defs import require
+from shardyfusion.type_defs import require, require_type
 from shardyfusion.writer.dask.frame import (
     FrameFacts,
     choose_exchange,
@@ -74,7 +74,10 @@ def write_hash_sharded(
         raise ConfigValidationError(
             f"config is a {type(config).__name__}; write_hash_sharded needs a HashShardedWriteConfig"
         )
-    return _Write(ddf, config, input, options or DaskWriteOptions()).run()
+    options = DaskWriteOptions() if options is None else options
+    require_type(input, ColumnWriteInput, "input")
+    require_type(options, DaskWriteOptions, "options")
+    return _Write(ddf, config, input, options).run()
 
 
 @singledispatch
@@ -137,12 +140,17 @@ class _Write:
             built = None
             if outcome is None:
                 built = self._build(run, facts)
-                outcome = self._freeze(run, built)
+                mine = self._make_outcome(run, built)
+                with publish_errors(run.run_id):
+                    outcome = freeze_outcome(run.store, mine, self._patience)
+                built = built if outcome is mine else None  # else another execution of this run id was first
             record = self._publish(run, outcome)
             with self._timed("sweep"):
                 sweep_losers(run.store, outcome, run.run_dir)
             run.lease.finish(manifest_ref=record.manifest_ref)
-            return self._result(record, outcome, built)
+        if built and built.tally.converted:
+            warnings.warn(built.tally.converted, stacklevel=3)  # the caller of write_hash_sharded
+        return self._result(record, outcome, built)
 
     def _check_request(self) -> FrameFacts:
         """Everything that can be known to be wrong without touching data or store."""
@@ -167,7 +175,7 @@ class _Write:
         check_local_root(config.local_root)
         require(
             address.kind != "memory" or scheduler in ("synchronous", "threads"),
-            f"{address.url} lives in this process only, and the {scheduler} scheduler has others; use a local "
+            f"{address.url} lives in this process only, and the scheduler ({scheduler}) may have others; use a local "
             "directory or s3://, or compute with scheduler='threads'",
         )
         require(
@@ -198,7 +206,7 @@ class _Write:
             head = CommitLog(store).state().head
             yield _Run(
                 run_id=run_id,
-                request=request_fingerprint(config, self._input, {n: str(t) for n, t in facts.dtypes.items()}),
+                request=request_fingerprint(config, self._input, facts.dtypes),
                 store=store,
                 run_dir=run_directory(config.output.shard_prefix, run_id),
                 lease=lease,
@@ -235,8 +243,6 @@ class _Write:
             if error is not None:
                 raise error
         check_conservation(tally, results)
-        if tally.converted:
-            warnings.warn(tally.converted, stacklevel=4)  # the caller of write_hash_sharded
         return _Built(sharding=sharding, tally=tally, results=results)
 
     def _needed_columns(self, facts: FrameFacts) -> list[str]:
@@ -244,9 +250,8 @@ class _Write:
         wanted = self._input.value_spec.columns
         return [name for name in facts.columns if wanted is None or name in wanted or name == self._input.key_col]
 
-    def _freeze(self, run: _Run, built: _Built) -> Outcome:
-        """Step 1 of the protocol: the outcome of the run id, ours or the one that is already there."""
-        outcome = make_outcome(
+    def _make_outcome(self, run: _Run, built: _Built) -> Outcome:
+        return make_outcome(
             run_id=run.run_id,
             request=run.request,
             start=run.start,
@@ -254,8 +259,6 @@ class _Write:
             tally=built.tally,
             winners=select_winners(built.results),
         )
-        with publish_errors(run.run_id):
-            return freeze_outcome(run.store, outcome, self._patience)
 
     def _publish(self, run: _Run, outcome: Outcome) -> CommitRecord:
         with self._timed("publish"):
