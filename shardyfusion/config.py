@@ -36,7 +36,7 @@ class OutputOptions:
     """Names below the prefix, and local scratch.
 
     `local_root` is where workers build shards before uploading them (default: the system's temporary directory); each
-    attempt has a private directory there, which is always removed.
+    attempt has a private directory there, which is removed whatever happens short of the process being killed.
     """
 
     shard_prefix: str = "shards"

@@ -16,7 +16,15 @@ from json.encoder import encode_basestring_ascii
 from typing import TYPE_CHECKING, Any, cast
 
 from shardyfusion.errors import ValueEncodingError
-from shardyfusion.serde.columns import arrow_compute, arrow_kind, is_null, not_arrow_errors, python_values, to_arrow
+from shardyfusion.serde.columns import (
+    arrow_compute,
+    arrow_kind,
+    column_kind,
+    is_null,
+    not_arrow_errors,
+    python_values,
+    to_arrow,
+)
 from shardyfusion.serde.keys import shown
 
 if TYPE_CHECKING:
@@ -141,7 +149,12 @@ def _timestamp_fragments(array: pa.Array) -> pa.LargeStringArray | None:
 
 
 def _exact_values(column: pd.Series[Any], name: str) -> list[Any]:
+    import pyarrow as pa
+
     try:
+        array = to_arrow(column) if column_kind(column.dtype) == "temporal" else None
+        if array is not None and array.type == pa.time64("ns"):
+            return array.cast(pa.time64("us")).to_pylist()  # fails where that would lose something
         return python_values(column)
     except (*not_arrow_errors(), KeyError) as exc:  # a map with one key twice, a time with nanoseconds
         raise ValueEncodingError(f"value column {name!r} of type {column.dtype} has no exact JSON form: {exc}") from exc

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from shardyfusion.errors import ValueEncodingError
 from shardyfusion.serde import ValueSpec
+from shardyfusion.serde.json_columns import encode_json_rows
 
 
 def object_column(*values: Any) -> pd.Series[Any]:
@@ -223,3 +224,15 @@ def test_json_cols_refuses_a_list_that_holds_itself() -> None:
     endless.append(endless)
     with pytest.raises(ValueEncodingError, match="'v'"):
         encoded(ValueSpec.json_cols(), v=object_column(endless))
+
+
+def test_a_time_with_nanoseconds_is_refused_rather_than_cut() -> None:
+    times = pd.Series([1_234_567_891, 1_000], dtype=pd.ArrowDtype(pa.int64())).astype(pd.ArrowDtype(pa.time64("ns")))
+    assert encode_json_rows(pd.DataFrame({"t": times[1:]}), ["t"]).to_pylist() == [b'{"t":"00:00:00.000001"}']
+    with pytest.raises(ValueEncodingError, match=r"'t'.*no exact JSON form"):
+        encode_json_rows(pd.DataFrame({"t": times}), ["t"])
+
+
+def test_a_long_double_is_a_float() -> None:
+    frame = pd.DataFrame({"x": pd.Series([np.longdouble(1.5)], dtype=object)})
+    assert encode_json_rows(frame, ["x"]).to_pylist() == [b'{"x":1.5}']
