@@ -5,7 +5,7 @@ Implementations: `sqlite_adapter/` and `slatedb_adapter/`. Routing and manifests
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
@@ -101,7 +101,7 @@ class ShardSource:
 
     `objects` and `identity` come from the manifest (both may be missing in snapshots of other writers): the first
     lists digests to check a download against, the second changes whenever the shard's bytes may have changed.
-    `cache` is a local directory for downloads.
+    `cache` gives a local directory for downloads, and is called only by an engine that downloads.
     """
 
     db_id: int
@@ -110,7 +110,7 @@ class ShardSource:
     directory: str
     objects: tuple[ShardObject, ...]
     identity: str
-    cache: Path
+    cache: Callable[[], Path]
 
 
 class ShardReader(Protocol):
@@ -133,4 +133,4 @@ class ShardReaderFactory(Protocol):
     @property
     def backend(self) -> BackendName: ...
 
-    def open(self, source: ShardSource) -> ShardReader: ...
+    def open_reader(self, source: ShardSource) -> ShardReader: ...

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import click
@@ -18,18 +20,47 @@ from shardyfusion.type_defs import S3ConnectionOptions
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-class _OneLineErrors(click.Group):
-    """Errors of the library become one line on stderr and exit code 2, never a traceback."""
+@contextmanager
+def _exit_codes() -> Generator[None]:
+    """One line on stderr and exit code 2 for whatever goes wrong, never a traceback; 1 is for an absent key alone."""
+    try:
+        yield
+    except (click.ClickException, click.exceptions.Exit):
+        raise
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # as `head` does it to others, which die of the signal without a word
+        _drop_output()
+        sys.exit(141)
+    except Exception as exc:
+        _drop_output()
+        text = str(exc) if isinstance(exc, ShardyfusionError) else f"{type(exc).__name__}: {exc}"
+        click.echo(f"error: {' '.join(text.split())}", err=True)
+        sys.exit(2)
+
+
+def _drop_output() -> None:
+    """Output that could not be written is still in a buffer: at exit Python would try again, and exit with 120."""
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        return
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _ExitCodes(click.Group):
+    """Parses and runs with `_exit_codes`."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _exit_codes():
+            return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with _exit_codes():
             return super().invoke(ctx)
-        except ShardyfusionError as exc:
-            click.echo(f"error: {' '.join(str(exc).split())}", err=True)
-            ctx.exit(2)
 
 
-@click.group(cls=_OneLineErrors, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_ExitCodes, context_settings={"help_option_names": ["-h", "--help"]})
 def shardy() -> None:
     """Look into a published snapshot.
 

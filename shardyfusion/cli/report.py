@@ -14,7 +14,7 @@ from shardyfusion.errors import ConfigValidationError
 from shardyfusion.layout import MANIFESTS, join_url, parse_manifest_name, timestamp
 from shardyfusion.manifest import ManifestRef
 from shardyfusion.reader import ShardDetails, SnapshotInfo
-from shardyfusion.serde.keys import KeyEncoding
+from shardyfusion.serde.keys import KeyEncoding, shown
 from shardyfusion.storage import ObjectStore
 from shardyfusion.type_defs import KeyInput
 
@@ -84,7 +84,7 @@ def parse_key(text: str, key_type: str, encoding: KeyEncoding) -> KeyInput:
     except ValueError as exc:
         wanted = "an integer" if kind == "int" else "pairs of hex digits"
         raise ConfigValidationError(
-            f"key {text!r} is not {wanted}; the snapshot's keys are {encoding.value}, see --key-type"
+            f"key {shown(text)} is not {wanted}; the snapshot's keys are {encoding.value}, see --key-type"
         ) from exc
 
 

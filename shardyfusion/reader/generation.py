@@ -20,7 +20,7 @@ from shardyfusion.shard_contract import ShardReader, ShardReaderFactory, ShardSo
 from shardyfusion.slatedb_adapter import SlateDbReaderFactory
 from shardyfusion.sqlite_adapter import SqliteReaderFactory
 from shardyfusion.storage import ObjectStore, StoreAddress, open_store
-from shardyfusion.type_defs import BackendName
+from shardyfusion.type_defs import BackendName, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,16 @@ class SnapshotSource:
     reader_factory: ShardReaderFactory | None
     allow_external_shards: bool
     pointer_name: str
+
+    def __post_init__(self) -> None:
+        given = self.reader_factory
+        reads = isinstance(getattr(given, "backend", None), str) and callable(getattr(given, "open_reader", None))
+        name = f"the class {given.__name__}" if isinstance(given, type) else f"{type(given).__name__}"
+        require(
+            given is None or (reads and not isinstance(given, type)),
+            f"reader_factory is {name}, which opens no shards for reading; "
+            "pass SqliteReaderFactory(...) or SlateDbReaderFactory(...), or none",
+        )
 
     def served(self, after: ManifestRef | None = None) -> ManifestRef:
         return served_manifest(self.store, after=after, pointer_name=self.pointer_name)
@@ -95,7 +105,7 @@ class Generation:
         if self._closed or self._factory is None:
             raise ReaderStateError(f"shard {db_id} is asked of a snapshot that is closed", run_id=self.manifest.run_id)
         place, record = self._places[db_id], self._records[db_id]
-        reader = self._factory.open(
+        reader = self._factory.open_reader(
             ShardSource(
                 db_id=db_id,
                 store=self._source.store_at(place.root_url),
@@ -103,7 +113,7 @@ class Generation:
                 directory=place.directory,
                 objects=record.objects,
                 identity=shard_identity(self.manifest, record),
-                cache=self._source.local_root.path(),
+                cache=self._source.local_root.path,
             )
         )
         self._handles.callback(reader.close)

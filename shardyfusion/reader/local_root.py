@@ -10,8 +10,9 @@ import weakref
 from collections.abc import Iterable
 from pathlib import Path
 
-from shardyfusion.errors import ReaderStateError
+from shardyfusion.errors import ConfigValidationError, ReaderStateError
 from shardyfusion.local_cache import discard
+from shardyfusion.type_defs import require
 
 
 class LocalRoot:
@@ -22,7 +23,7 @@ class LocalRoot:
     """
 
     def __init__(self, given: str | os.PathLike[str] | None) -> None:
-        self._path = None if given is None else Path(given).expanduser().absolute()
+        self._path = None if given is None else _absolute(given)
         self._remove: weakref.finalize[..., LocalRoot] | None = None
 
     def path(self) -> Path:
@@ -47,6 +48,15 @@ class LocalRoot:
         if self._remove is not None:
             self._remove()
             self._path, self._remove = None, None
+
+
+def _absolute(given: str | os.PathLike[str]) -> Path:
+    try:
+        path = Path(given).expanduser().absolute()
+    except (TypeError, RuntimeError, OSError) as exc:
+        raise ConfigValidationError(f"local_root {given!r} is no directory: {exc}") from exc
+    require("\0" not in str(path), f"local_root {given!r} holds a NUL, which no path may")
+    return path
 
 
 def _remove_tree(path: Path, pid: int) -> None:

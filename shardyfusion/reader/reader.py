@@ -13,6 +13,7 @@ from shardyfusion.layout import CURRENT, check_segment
 from shardyfusion.reader.details import ShardDetails, SnapshotInfo
 from shardyfusion.reader.generation import Generation, SnapshotSource
 from shardyfusion.reader.local_root import LocalRoot
+from shardyfusion.serde.keys import shown
 from shardyfusion.shard_contract import ShardReaderFactory
 from shardyfusion.storage import StoreAddress, open_store
 from shardyfusion.type_defs import KeyInput, RoutingContext, S3ConnectionOptions
@@ -96,7 +97,9 @@ class ShardedReader:
         generation = self._serving()
         num_dbs = generation.manifest.num_dbs
         if type(db_id) is not int or not 0 <= db_id < num_dbs:
-            raise ConfigValidationError(f"there is no shard {db_id!r}: this snapshot has num_dbs={num_dbs}, from 0")
+            raise ConfigValidationError(
+                f"there is no shard {shown(db_id)}: this snapshot has num_dbs={num_dbs}, from 0"
+            )
         shard = generation.shard(db_id)
         return iter(()) if shard is None else shard.scan()
 

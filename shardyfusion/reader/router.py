@@ -14,7 +14,7 @@ from shardyfusion.layout import join_url, name_under
 from shardyfusion.manifest import Manifest, ShardRecord
 from shardyfusion.routing import Router
 from shardyfusion.routing.resolve import router_for
-from shardyfusion.serde.keys import KeyEncoding
+from shardyfusion.serde.keys import KeyEncoding, shown
 from shardyfusion.storage.address import normalise_url
 from shardyfusion.type_defs import KeyInput, RoutingContext
 
@@ -52,7 +52,11 @@ class KeyPlacer:
 
     def plan(self, keys: Iterable[KeyInput], context: RoutingContext | None = None) -> LookupPlan:
         if isinstance(keys, str | bytes):
-            raise ConfigValidationError(f"multi_get takes a collection of keys, not the single key {keys!r}; use get")
+            raise ConfigValidationError(
+                f"multi_get takes a collection of keys, not the single key {shown(keys)}; use get"
+            )
+        if not isinstance(keys, Iterable):
+            raise ConfigValidationError(f"multi_get takes a collection of keys, not {type(keys).__name__}")
         placed: dict[KeyInput, PlacedKey] = {}
         by_shard: dict[int, dict[bytes, None]] = {}
         for key in keys:

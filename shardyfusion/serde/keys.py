@@ -43,7 +43,12 @@ class KeyEncoding(Enum):
 
 def shown(value: object, limit: int = 60) -> str:
     """`repr(value)`, cut to a length that fits into a message."""
-    text = repr(value[:limit] if isinstance(value, (str, bytes)) else value)
+    if isinstance(value, int) and value.bit_length() > 1024:  # Python refuses to write out a very long one
+        return f"<integer of {value.bit_length():,} bits>"
+    try:
+        text = repr(value[:limit] if isinstance(value, (str, bytes)) else value)
+    except ValueError:  # a container of such integers
+        return f"<{type(value).__name__}>"
     whole = len(text) <= limit and not (isinstance(value, (str, bytes)) and len(value) > limit)
     return text if whole else f"{text[:limit]}…"
 

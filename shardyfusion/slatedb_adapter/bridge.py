@@ -10,11 +10,12 @@ import atexit
 import os
 import threading
 from collections.abc import Awaitable, Callable, Generator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from shardyfusion.errors import ReaderStateError, ShardUnavailableError, ShardWriteError
+from shardyfusion.errors import ForkedProcessError, ShardTimeoutError, ShardUnavailableError, ShardWriteError
 
 _T = TypeVar("_T")
 
@@ -85,14 +86,18 @@ class Bridge:
                 future = asyncio.run_coroutine_threadsafe(coroutine, thread.loop)
             except RuntimeError:
                 coroutine.close()
-                raise self.failure(f"cannot {verb} {self.url}: the interpreter is shutting down") from None
+                raise self._failed(f"cannot {verb} {self.url}: the interpreter is shutting down") from None
             limit = self.deadline_seconds if deadline_seconds is None else deadline_seconds
             try:
                 return future.result(limit)
             except TimeoutError as exc:
                 future.cancel()
                 _replace_if_stuck(thread)
-                raise self._failed(f"cannot {verb} {self.url}: SlateDB gave no answer in {limit:g} seconds") from exc
+                late = ShardTimeoutError if self.failure is ShardUnavailableError else self.failure
+                message = f"cannot {verb} {self.url}: SlateDB gave no answer in {limit:g} seconds"
+                raise late(message, db_id=self.db_id) from exc
+            except CancelledError:
+                raise self._failed(f"cannot {verb} {self.url}: the interpreter is shutting down") from None
             except BaseException:
                 future.cancel()
                 raise
@@ -119,8 +124,7 @@ def _claim_process(bridge: Bridge) -> None:
         _process = os.getpid()
     if _process == os.getpid():
         return
-    forked = ShardWriteError if bridge.failure is ShardWriteError else ReaderStateError
-    raise forked(
+    raise ForkedProcessError(
         f"SlateDB was used before this process was forked, and does not work in the child; open {bridge.url} "
         "after the fork, or start processes with the 'spawn' method"
     )

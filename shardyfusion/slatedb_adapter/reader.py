@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardyfusion._optional import needs
-from shardyfusion.errors import ReaderStateError, ShardUnavailableError, ShardyfusionError, StorageError
+from shardyfusion.errors import (
+    ReaderStateError,
+    ShardTimeoutError,
+    ShardUnavailableError,
+    ShardyfusionError,
+    StorageError,
+)
 from shardyfusion.layout import join_url
 from shardyfusion.local_cache import check_file
 from shardyfusion.shard_contract import ShardSource
@@ -26,8 +34,10 @@ from shardyfusion.slatedb_adapter.settings import (
     MAX_KEY_BYTES,
     Place,
     block_cache,
+    check_deadline,
     local_place,
     place_of,
+    reached,
     reader_options,
     refusal,
     scan_options,
@@ -39,7 +49,8 @@ if TYPE_CHECKING:
 
 _KEYS_PER_CALL = 512
 _GETS_AT_ONCE = 64
-_FIRST_ROWS, _MOST_ROWS = 64, 2048
+_FIRST_ROWS, _MOST_ROWS = 4, 2048
+_GROWTH = 8
 _BATCH_BYTES = 4 * 1024 * 1024
 
 _cache_ids = itertools.count(1)
@@ -58,14 +69,14 @@ class SlateDbReaderFactory:
     cache_bytes: int = 256 * 1024 * 1024
 
     def __post_init__(self) -> None:
-        require(self.deadline_seconds > 0, f"deadline_seconds {self.deadline_seconds!r} must be positive")
+        check_deadline(self.deadline_seconds)
         require(self.cache_bytes > 0, f"cache_bytes {self.cache_bytes!r} must be positive")
 
     @property
     def backend(self) -> BackendName:
         return "slatedb"
 
-    def open(self, source: ShardSource) -> SlateDbReader:
+    def open_reader(self, source: ShardSource) -> SlateDbReader:
         needs("slatedb", extra="read-slatedb")
         bridge = Bridge(
             url=join_url(source.store.url, source.directory),
@@ -75,13 +86,16 @@ class SlateDbReaderFactory:
         )
         try:
             later = _check_stored(source, bridge)
-            if refusal(source.address) is None:
+            s3 = reached(source.address)
+            if refusal(source.address, s3) is None:
                 with bridge.calling("open"):
-                    place = place_of(source.address, source.directory)
+                    place = place_of(source.address, source.directory, s3)
                 return SlateDbReader(bridge, place, cache_bytes=self.cache_bytes, same_as=later)
             copy = _download(source)
         except (StorageError, OSError) as exc:
-            raise ShardUnavailableError(f"shard {source.db_id} cannot be read from {bridge.url}: {exc}") from exc
+            passing = isinstance(exc, StorageError) and exc.retryable
+            error = ShardTimeoutError if passing else ShardUnavailableError
+            raise error(f"shard {source.db_id} cannot be read from {bridge.url}: {exc}") from exc
         try:
             with bridge.calling("open"):
                 place = local_place(copy)
@@ -98,10 +112,11 @@ class SlateDbReader:
         self, bridge: Bridge, place: Place, *, cache_bytes: int, same_as: int | None, copy: Path | None = None
     ) -> None:
         self._bridge = bridge
-        self._copy = copy
         if same_as is not None:
             _check_later_manifest(bridge, place, same_as)
         self._database: OpenDatabase | None = OpenDatabase(bridge, place, cache_bytes=cache_bytes)
+        # Also for a reader that is dropped and never closed.
+        self._remove_copy = weakref.finalize(self, _remove_copy, copy, os.getpid())
 
     def get(self, key: bytes) -> bytes | None:
         reader = self._open().reader
@@ -133,8 +148,7 @@ class SlateDbReader:
         database, self._database = self._database, None
         if database is not None:
             database.close()
-            if self._copy is not None:
-                shutil.rmtree(self._copy, ignore_errors=True)
+            self._remove_copy()
 
     def _open(self) -> OpenDatabase:
         if self._database is None:
@@ -159,20 +173,23 @@ class OpenDatabase:
         self.reader: DbReader = bridge.run("open", builder.build)
 
     def batches(self) -> Iterator[list[KeyValue]]:
-        """All rows in ascending key order, in batches of at most a few megabytes."""
+        """All rows in ascending key order, in batches of at most a few megabytes, if no row is larger itself.
+
+        SlateDB counts rows, not bytes: a batch is made for rows as large as the largest so far, and grows step by step.
+        """
         from slatedb.uniffi import KeyRange
 
         everything = KeyRange(start=None, start_inclusive=True, end=None, end_inclusive=False)
         options = scan_options()
         rows: DbIterator = self._bridge.run("scan", lambda: self.reader.scan_with_options(everything, options))
-        size = _FIRST_ROWS
+        size, largest = _FIRST_ROWS, 1
         while True:
             batch = self._bridge.run("scan", lambda size=size: rows.next_batch(size))
             yield batch
             if len(batch) < size:
                 return
-            held = sum(len(row.key) + len(row.value) for row in batch[:_FIRST_ROWS]) // _FIRST_ROWS + 1
-            size = max(_FIRST_ROWS, min(_MOST_ROWS, _BATCH_BYTES // held))
+            largest = max(largest, max([len(row.key) + len(row.value) for row in batch]))
+            size = max(1, min(_MOST_ROWS, size * _GROWTH, _BATCH_BYTES // largest))
 
     def close(self) -> None:
         with suppress(ShardyfusionError):  # all that it held was memory
@@ -205,7 +222,10 @@ def _check_stored(source: ShardSource, bridge: Bridge) -> int | None:
             raise ShardUnavailableError(
                 f"shard {source.db_id}: {bridge.url}/{recorded.path} is {found}, recorded with {recorded.size}"
             )
-    newest = max((found for found in source.objects if _is_manifest(found.path)), key=lambda found: found.path)
+    manifests = [found for found in source.objects if _is_manifest(found.path)]
+    if not manifests:
+        raise ShardUnavailableError(f"shard {source.db_id} at {bridge.url} is recorded without a manifest of SlateDB")
+    newest = max(manifests, key=lambda found: found.path)
     body = source.store.get(f"{source.directory}/{newest.path}").body
     if hashlib.sha256(body).hexdigest() != newest.sha256:
         raise ShardUnavailableError(f"shard {source.db_id}: {bridge.url}/{newest.path} is not what was recorded")
@@ -234,10 +254,16 @@ def _contents(manifest: VersionedManifest) -> dict[str, object]:
     return {name: value for name, value in vars(manifest).items() if name not in ("id", "checkpoints")}
 
 
+def _remove_copy(copy: Path | None, owner: int) -> None:
+    if copy is not None and os.getpid() == owner:  # a forked child drops the reader of its parent
+        shutil.rmtree(copy, ignore_errors=True)
+
+
 def _download(source: ShardSource) -> Path:
     """A private copy of all objects of the shard, in a new directory that the reader removes."""
-    source.cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    copy = Path(tempfile.mkdtemp(prefix=f"slatedb-{source.db_id:05d}-", dir=source.cache))
+    cache = source.cache()
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    copy = Path(tempfile.mkdtemp(prefix=f"slatedb-{source.db_id:05d}-", dir=cache))
     recorded = {found.path: found for found in source.objects}
     try:
         for info in source.store.list(f"{source.directory}/"):

@@ -6,6 +6,7 @@ No call here waits for anything; those that do are in `writer.py` and `reader.py
 from __future__ import annotations
 
 import re
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import TYPE_CHECKING
 
 from shardyfusion.storage import StoreAddress
 from shardyfusion.storage.s3 import ResolvedS3, resolve_s3
+from shardyfusion.type_defs import require
 
 if TYPE_CHECKING:
     from slatedb.uniffi import DbCache, ObjectStore, ReaderOptions, ScanOptions, Settings
 
 MAX_KEY_BYTES = 65_535
+
 
 _REWRITTEN = re.compile(r"[^\x20-\x7e]|[\\{}^%`\[\]\"<>~#|*?]")
 """Characters of an S3 key that SlateDB's store would percent-encode: it would write somewhere else than we look."""
@@ -37,8 +40,20 @@ class Place:
     retries: int
 
 
-def refusal(address: StoreAddress) -> str | None:
-    """Why SlateDB itself cannot reach this store as we do; None if it can. `CredentialsError` if there are none."""
+def check_deadline(seconds: object) -> None:
+    require(
+        isinstance(seconds, (int, float)) and 0 < seconds < threading.TIMEOUT_MAX,
+        f"deadline_seconds {seconds!r} must be a positive and finite number",
+    )
+
+
+def reached(address: StoreAddress) -> ResolvedS3 | None:
+    """How S3 is reached, settled once for every database that is opened: a provider may be slow. None elsewhere."""
+    return resolve_s3(address) if address.kind == "s3" else None
+
+
+def refusal(address: StoreAddress, s3: ResolvedS3 | None) -> str | None:
+    """Why SlateDB itself cannot reach this store as we do; None if it can. `s3` is of `reached`."""
     match address.kind:
         case "memory":
             return "it lives in another library's memory"
@@ -48,18 +63,18 @@ def refusal(address: StoreAddress) -> str | None:
             odd = _REWRITTEN.search(address.key_prefix)
             if odd:
                 return f"SlateDB would rewrite the character {odd.group()!r} of the prefix"
-            if resolve_s3(address).verify_ssl is not True:
-                return "SlateDB takes only verify_ssl=True"
+            if s3 and s3.verify_ssl is not True and not (s3.endpoint_url or "").startswith("http://"):
+                given = "from an option, AWS_CA_BUNDLE or the profile's ca_bundle"
+                return f"SlateDB takes only verify_ssl=True, not {s3.verify_ssl!r} {given}"
             return None
 
 
-def place_of(address: StoreAddress, directory: str) -> Place:
+def place_of(address: StoreAddress, directory: str, s3: ResolvedS3 | None) -> Place:
     """Where a shard's directory is, for a store that `refusal` has nothing against. A local one must exist."""
-    if address.kind == "file":
+    if s3 is None:
         return local_place(address.path / directory)
-    resolved = resolve_s3(address)
     prefix = f"{address.key_prefix}/{directory}" if address.key_prefix else directory
-    return Place(store=_s3_store(address.bucket, resolved), path=prefix, retries=resolved.max_attempts - 1)
+    return Place(store=_s3_store(address.bucket, s3), path=prefix, retries=s3.max_attempts - 1)
 
 
 def local_place(root: Path) -> Place:

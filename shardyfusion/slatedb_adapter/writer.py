@@ -20,9 +20,19 @@ from shardyfusion.manifest.models import ShardObject
 from shardyfusion.shard_contract import SealedShard, ShardTarget
 from shardyfusion.slatedb_adapter.bridge import Bridge
 from shardyfusion.slatedb_adapter.reader import OpenDatabase
-from shardyfusion.slatedb_adapter.settings import MAX_KEY_BYTES, Place, bulk_settings, local_place, place_of, refusal
+from shardyfusion.slatedb_adapter.settings import (
+    MAX_KEY_BYTES,
+    Place,
+    bulk_settings,
+    check_deadline,
+    local_place,
+    place_of,
+    reached,
+    refusal,
+)
 from shardyfusion.storage import StoreAddress
 from shardyfusion.storage.durable import sync_path
+from shardyfusion.storage.s3 import ResolvedS3
 from shardyfusion.type_defs import BackendName, require
 
 if TYPE_CHECKING:
@@ -50,7 +60,7 @@ class _Factory:
 
     def __post_init__(self) -> None:
         require(self.sst_bytes >= 1024 * 1024, f"sst_bytes {self.sst_bytes!r} must be at least 1048576")
-        require(self.deadline_seconds > 0, f"deadline_seconds {self.deadline_seconds!r} must be positive")
+        check_deadline(self.deadline_seconds)
 
     @property
     def backend(self) -> BackendName:
@@ -70,16 +80,20 @@ class SlateDbFactory(_Factory):
     """Shards as SlateDB databases, written straight to S3 or to a local directory."""
 
     def check(self, address: StoreAddress) -> None:
+        self._reached(address)
+
+    def open(self, target: ShardTarget) -> SlateDbAdapter:
+        return DirectAdapter(target, self, self._reached(target.address))
+
+    def _reached(self, address: StoreAddress) -> ResolvedS3 | None:
         needs("slatedb", extra=_EXTRA)
-        reason = refusal(address)
+        s3 = reached(address)
+        reason = refusal(address, s3)
         require(
             reason is None,
             f"SlateDbFactory cannot write to {address.url}: {reason}; use LocalSlateDbFactory or SqliteFactory",
         )
-
-    def open(self, target: ShardTarget) -> SlateDbAdapter:
-        self.check(target.address)
-        return DirectAdapter(target, self)
+        return s3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +245,10 @@ class SlateDbAdapter(ABC):
 class DirectAdapter(SlateDbAdapter):
     """Builds in the target's directory itself, which belongs to this attempt alone."""
 
+    def __init__(self, target: ShardTarget, settings: _Factory, s3: ResolvedS3 | None) -> None:
+        self._s3 = s3
+        super().__init__(target, settings)
+
     def _make_place(self) -> Place:
         target = self._target
         if target.address.kind == "file":
@@ -238,7 +256,7 @@ class DirectAdapter(SlateDbAdapter):
                 (target.address.path / target.directory).mkdir(parents=True, exist_ok=True)
             except OSError as exc:
                 raise ShardWriteError(f"cannot make {self._bridge.url}: {exc.strerror}", db_id=target.db_id) from exc
-        return place_of(target.address, target.directory)
+        return place_of(target.address, target.directory, self._s3)
 
     def _publish(self) -> Iterator[ShardObject]:
         for name, size in self._stored().items():

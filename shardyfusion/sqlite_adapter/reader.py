@@ -5,6 +5,7 @@ Which shard a key belongs to is decided elsewhere. Only the standard library is 
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -13,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from shardyfusion.errors import ReaderStateError, ShardUnavailableError, StorageError
+from shardyfusion.errors import ReaderStateError, ShardTimeoutError, ShardUnavailableError, StorageError
 from shardyfusion.layout import SQLITE_FILE, join_url
 from shardyfusion.local_cache import check_file, fetch
 from shardyfusion.shard_contract import ShardSource
-from shardyfusion.type_defs import BackendName, require
+from shardyfusion.type_defs import BackendName, require, require_type
 
 _KEYS_PER_QUERY = 500
-_ROWS_PER_FETCH = 1000
 _GET = "SELECT v FROM kv WHERE k = ?"
 _SCAN = "SELECT k, v FROM kv ORDER BY k"
 _IS_TABLE = "SELECT 1 FROM sqlite_master WHERE name = 'kv' AND type = 'table' AND upper(sql) LIKE 'CREATE TABLE%'"
@@ -42,6 +42,8 @@ class SqliteReaderFactory:
     verify_local: bool = True
 
     def __post_init__(self) -> None:
+        for name, expected in (("mmap_bytes", int), ("cache_bytes", int), ("verify_local", bool)):
+            require_type(getattr(self, name), expected, name)
         require(self.mmap_bytes >= 0, f"mmap_bytes {self.mmap_bytes!r} must not be negative")
         require(self.cache_bytes >= 1024, f"cache_bytes {self.cache_bytes!r} must be at least 1024")
 
@@ -49,22 +51,31 @@ class SqliteReaderFactory:
     def backend(self) -> BackendName:
         return "sqlite"
 
-    def open(self, source: ShardSource) -> SqliteReader:
+    def open_reader(self, source: ShardSource) -> SqliteReader:
         name = f"{source.directory}/{SQLITE_FILE}"
         url = join_url(source.store.url, name)
+        path = self._local_file(source, name, url)
         try:
-            path = self._local_file(source, name, url)
-        except (StorageError, OSError) as exc:
-            raise ShardUnavailableError(f"shard {source.db_id} cannot be read from {url}: {exc}") from exc
-        return SqliteReader(path, url=url, db_id=source.db_id, settings=self)
+            return SqliteReader(path, url=url, db_id=source.db_id, settings=self)
+        except ShardUnavailableError:
+            if path.exists():
+                raise
+        # A reader of a later snapshot, which shares the cache, has removed the file since.
+        return SqliteReader(self._local_file(source, name, url), url=url, db_id=source.db_id, settings=self)
 
     def _local_file(self, source: ShardSource, name: str, url: str) -> Path:
         recorded = next((found for found in source.objects if found.path == SQLITE_FILE), None)
         size, sha256 = (recorded.size, recorded.sha256) if recorded else (None, None)
-        if source.address.kind != "file":
-            return fetch(source.store, name, cache=source.cache, sha256=sha256, size=size, identity=source.identity)
-        path = source.address.path / name
-        check_file(path, sha256=sha256 if self.verify_local else None, size=size, url=url)
+        try:
+            if source.address.kind != "file":
+                cache = source.cache()
+                return fetch(source.store, name, cache=cache, sha256=sha256, size=size, identity=source.identity)
+            path = source.address.path / name
+            check_file(path, sha256=sha256 if self.verify_local else None, size=size, url=url)
+        except (StorageError, OSError) as exc:
+            passing = isinstance(exc, StorageError) and exc.retryable
+            error = ShardTimeoutError if passing else ShardUnavailableError
+            raise error(f"shard {source.db_id} cannot be read from {url}: {exc}") from exc
         return path
 
 
@@ -77,7 +88,7 @@ class SqliteReader:
         self._connection: sqlite3.Connection | None = None
         with self._translated():
             # immutable: no locks and no look at the file's age, which is a third of the time of a lookup.
-            uri = f"file:{quote(str(path))}?mode=ro&immutable=1"
+            uri = f"file:{quote(os.fsencode(path))}?mode=ro&immutable=1"
             connection = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
         try:
             with self._translated():
@@ -88,6 +99,7 @@ class SqliteReader:
         self._connection = connection
         # A reader that is dropped without close() leaves nothing open behind, and no ResourceWarning.
         self._release = weakref.finalize(self, connection.close)
+        self._release.atexit = False  # a daemon thread may still be inside SQLite then, and would crash the process
 
     def _prepare(self, connection: sqlite3.Connection, settings: SqliteReaderFactory) -> None:
         # The file may come from anywhere: no code that its schema names is run, and `kv` is nothing but a table.
@@ -128,15 +140,10 @@ class SqliteReader:
 
     def _scan(self) -> Iterator[tuple[bytes, bytes]]:
         with self._translated():
-            cursor = self._open().execute(_SCAN)
-        while True:
-            with self._translated():
-                self._open()
-                rows = cursor.fetchmany(_ROWS_PER_FETCH)
-            if not rows:
-                return
-            for key, value in rows:
+            # Row by row: rows of any size may follow, and fetching many at once is hardly faster.
+            for key, value in self._open().execute(_SCAN):
                 yield self._as_bytes(key), self._as_bytes(value)
+                self._open()
 
     def close(self) -> None:
         if self._connection is not None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 from urllib.parse import unquote, urlsplit
 
 from shardyfusion.credentials import CredentialProvider
+from shardyfusion.errors import ConfigValidationError
 from shardyfusion.type_defs import S3ConnectionOptions, require
 
 StoreKind = Literal["s3", "file", "memory"]
@@ -39,9 +41,11 @@ class StoreAddress:
         options: S3ConnectionOptions | None = None,
     ) -> Self:
         """Normalise what users give as `s3_prefix`; `ConfigValidationError` if it is none of the four forms."""
-        if options is not None:
-            check_s3_options(options)
-        return cls(url=normalise_url(os.fspath(prefix)), credential_provider=credential_provider, options=options)
+        text: object = os.fspath(prefix) if isinstance(prefix, os.PathLike) else prefix
+        if not isinstance(text, str):
+            raise ConfigValidationError(f"s3_prefix must be a string or a path, not a {type(text).__name__}")
+        given = None if options is None else check_s3_options(options)
+        return cls(url=normalise_url(text), credential_provider=credential_provider, options=given)
 
     @property
     def kind(self) -> StoreKind:
@@ -79,7 +83,8 @@ def normalise_url(prefix: str) -> str:
             not prefix.startswith(("s3:", "file:", "memory:")),
             f"s3_prefix {prefix!r} lacks slashes; write it as in s3://bucket/prefix, file:///path or memory://name",
         )
-        return _file_url(prefix, Path(prefix).expanduser().absolute())
+        # Path.expanduser raises where a user, or the own home directory, is not known.
+        return _file_url(prefix, Path(os.path.expanduser(prefix)).absolute())  # noqa: PTH111
     require(
         scheme in ("s3", "file", "memory"),
         f"s3_prefix {prefix!r}: scheme {scheme!r} is not supported; use s3://, file://, memory:// or a local path",
@@ -121,28 +126,41 @@ def _file_url(prefix: str, path: Path) -> str:
     return f"file:///{text.lstrip('/')}"
 
 
-def check_s3_options(options: Mapping[str, Any]) -> None:
-    """Raise `ConfigValidationError` for what boto3 would misunderstand, ignore or reveal."""
-    unknown = sorted(set(options) - set(S3ConnectionOptions.__annotations__))
-    require(
-        not unknown, f"unknown S3 connection options {unknown}; known: {sorted(S3ConnectionOptions.__annotations__)}"
-    )
+def check_s3_options(options: Mapping[str, Any]) -> S3ConnectionOptions:
+    """The options that are set. `ConfigValidationError` for what boto3 would misunderstand, ignore or reveal."""
+    require(isinstance(cast("object", options), Mapping), "S3 connection options must be a dict")
+    known = S3ConnectionOptions.__annotations__
+    unknown = [name for name in options if name not in known]
+    require(not unknown, f"unknown S3 connection options {unknown}; known: {sorted(known)}")
+    given = {name: value for name, value in options.items() if value is not None}
     for name in ("connect_timeout", "read_timeout", "max_attempts"):
-        value = options.get(name, 1)
-        require(isinstance(value, (int, float)) and value > 0, f"S3 option {name} must be positive, not {value!r}")
-    require(isinstance(options.get("max_attempts", 1), int), "S3 option max_attempts must be a whole number")
+        value = given.get(name, 1)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        require(number and 0 < value < threading.TIMEOUT_MAX, f"S3 option {name} must be positive, not {value!r}")
+    require(isinstance(given.get("max_attempts", 1), int), "S3 option max_attempts must be a whole number")
     require(
-        options.get("addressing_style", "auto") in ("path", "virtual", "auto"),
-        f"S3 option addressing_style must be path, virtual or auto, not {options.get('addressing_style')!r}",
+        given.get("addressing_style", "auto") in ("path", "virtual", "auto"),
+        f"S3 option addressing_style must be path, virtual or auto, not {given.get('addressing_style')!r}",
     )
-    if "endpoint_url" in options:
-        check_endpoint(options["endpoint_url"])
+    require(isinstance(given.get("region_name", ""), str), "S3 option region_name must be a string")
+    verify = given.get("verify_ssl", True)
+    require(
+        isinstance(verify, bool) or (isinstance(verify, str) and bool(verify)),
+        "S3 option verify_ssl must be True, False or the path of a CA bundle",
+    )
+    if "endpoint_url" in given:
+        check_endpoint(given["endpoint_url"])
+    return cast("S3ConnectionOptions", given)
 
 
-def check_endpoint(endpoint_url: str) -> None:
-    parts = urlsplit(endpoint_url)
-    require("@" not in parts.netloc, "the S3 endpoint URL must not hold credentials; use a credential provider")
-    require(
-        parts.scheme in ("http", "https") and bool(parts.hostname),
-        f"S3 endpoint {endpoint_url!r} must be a URL such as http://127.0.0.1:9000",
-    )
+def check_endpoint(endpoint_url: object) -> None:
+    if not isinstance(endpoint_url, str):
+        raise ConfigValidationError(f"the S3 endpoint must be a URL, not a {type(endpoint_url).__name__}")
+    # First, and in all of it: what else is wrong with it must not be shown then.
+    require("@" not in endpoint_url, "the S3 endpoint URL must not hold credentials; use a credential provider")
+    try:
+        parts = urlsplit(endpoint_url)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # an unfinished IPv6 address, or no number for a port
+        sound = False
+    require(sound, f"S3 endpoint {endpoint_url!r} must be a URL such as http://127.0.0.1:9000")

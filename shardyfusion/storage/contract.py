@@ -32,8 +32,8 @@ class ObjectStore(Protocol):
     """Objects below one root URL, by relative name.
 
     Every method raises only `StorageError`s: `ObjectNotFoundError`, `ObjectExistsError`, `StoreAccessError`,
-    and `StoreUnavailableError` (retryable; after a write it means that the outcome is unknown). All are atomic:
-    a reader sees a whole object or none. Instances may be shared by threads; they are opened per process.
+    and `StoreUnavailableError` (retryable; after a write it means that the outcome is unknown). All writes are
+    atomic: a reader sees a whole object or none. Instances may be shared by threads; they are opened per process.
     """
 
     @property
@@ -66,7 +66,10 @@ class ObjectStore(Protocol):
         ...
 
     def download(self, name: str, path: Path) -> None:
-        """Stream `name` into a new local file at `path`."""
+        """Stream `name` into a new local file at `path`, in a directory that exists.
+
+        A failed download may leave a partial file there, which the caller removes.
+        """
         ...
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:

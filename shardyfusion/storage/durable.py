@@ -1,6 +1,6 @@
 """Files that survive a crash: fsync, temporary files beside their target, advisory locks, and OSErrors translated.
 
-What the files mean is up to `local.py`; S3 downloads use `finished_file` too.
+What the files mean is up to `local.py`.
 """
 
 from __future__ import annotations
@@ -80,18 +80,6 @@ def open_beside(target: Path) -> tuple[int, Path]:
             make_directories(target.parent)
             return os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666), temporary
     raise StoreUnavailableError(f"cannot create {target}: its directory keeps disappearing")
-
-
-@contextmanager
-def finished_file(target: Path) -> Generator[Path]:
-    """Yield a temporary file to fill; it becomes `target` when the block succeeds and is removed otherwise."""
-    fd, temporary = open_beside(target)
-    os.close(fd)
-    try:
-        yield temporary
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

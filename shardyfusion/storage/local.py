@@ -18,7 +18,6 @@ from shardyfusion.errors import ObjectExistsError, ObjectNotFoundError, StorageE
 from shardyfusion.storage.contract import ObjectInfo, StoredObject
 from shardyfusion.storage.durable import (
     RESERVED,
-    finished_file,
     locked,
     open_beside,
     sync_path,
@@ -97,8 +96,7 @@ class LocalStore:
             self._reading(name) as source,
             source.open("rb") as file,
             translated_os_errors("write", str(path)),
-            finished_file(path) as unfinished,
-            unfinished.open("wb") as copy,
+            path.open("wb") as copy,
         ):
             shutil.copyfileobj(file, copy, 1024 * 1024)
 

@@ -14,7 +14,7 @@ from threading import Lock
 
 from shardyfusion.errors import ObjectExistsError, ObjectNotFoundError, StorageError
 from shardyfusion.storage.contract import ObjectInfo, StoredObject
-from shardyfusion.storage.durable import finished_file, translated_os_errors
+from shardyfusion.storage.durable import translated_os_errors
 from shardyfusion.storage.names import check_object_name
 
 
@@ -87,8 +87,8 @@ class MemoryStore:
 
     def download(self, name: str, path: Path) -> None:
         body = self.get(name).body
-        with translated_os_errors("write", str(path)), finished_file(path) as unfinished:
-            unfinished.write_bytes(body)
+        with translated_os_errors("write", str(path)):
+            path.write_bytes(body)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         with self._space.lock:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from shardyfusion.errors import ObjectNotFoundError, StorageError, StoreAccessError, StoreUnavailableError
 from shardyfusion.storage.address import StoreAddress
 from shardyfusion.storage.contract import ObjectInfo, StoredObject
-from shardyfusion.storage.durable import finished_file, translated_os_errors
+from shardyfusion.storage.durable import translated_os_errors
 from shardyfusion.storage.names import check_object_name
 from shardyfusion.storage.s3_connection import ResolvedS3, resolve_s3, s3_client
 from shardyfusion.storage.s3_errors import translated_s3_errors
@@ -31,6 +31,9 @@ MULTIPART_BYTES = 8 * 1024 * 1024
 """Uploads of this size and above go in parts; so do downloads."""
 
 _TRANSFER_THREADS = 4
+_DOWNLOAD_TRIES = 2
+"""For a part that breaks off half-way. Each is made of `max_attempts` requests, so a hung endpoint costs them all."""
+
 _DELETE_BATCH = 1000
 
 
@@ -89,7 +92,7 @@ class S3Store:
 
     def download(self, name: str, path: Path) -> None:
         key = self._key(name)
-        with translated_os_errors("write", str(path)), finished_file(path) as unfinished, unfinished.open("wb") as file:
+        with translated_os_errors("write", str(path)), path.open("wb") as file:
             try:
                 with translated_s3_errors("download", f"{self.url}/{name}"):
                     self._client.download_fileobj(self._bucket, key, file, Config=_transfer_config())
@@ -187,5 +190,6 @@ def _transfer_config() -> TransferConfig:
         multipart_threshold=MULTIPART_BYTES,
         multipart_chunksize=MULTIPART_BYTES,
         max_concurrency=_TRANSFER_THREADS,
+        num_download_attempts=_DOWNLOAD_TRIES,
         preferred_transfer_client="classic",  # the other one does not take the settings of our client
     )

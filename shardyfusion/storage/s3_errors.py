@@ -63,14 +63,14 @@ def translated_s3_errors(action: str, url: str, *, conditional: bool = False) ->
         # boto3 raises its own error while it handles the one that tells more.
         if isinstance(exc.__context__, ClientError):
             raise _from_reply(exc.__context__, f"cannot {action} {url}", conditional) from exc
-        raise StoreUnavailableError(f"cannot {action} {url}: {exc}") from exc
+        raise StoreUnavailableError(f"cannot {action} {url}: {_cause(exc)}") from exc
     except BotoCoreError as exc:
         raise _from_client(exc, f"cannot {action} {url}") from exc
     except Exception as exc:
         # These have no base class in common, and which of them exist depends on the version.
         if type(exc).__module__ != "s3transfer.exceptions":
             raise
-        raise StoreUnavailableError(f"cannot {action} {url}: the transfer failed: {exc}") from exc
+        raise StoreUnavailableError(f"cannot {action} {url}: the transfer failed: {_cause(exc)}") from exc
 
 
 @contextmanager
@@ -92,6 +92,12 @@ def translated_setup_errors(url: str) -> Generator[None]:
         if isinstance(exc, ConfigValidationError):
             raise
         raise ConfigValidationError(f"cannot set up S3 for {url}: {exc}") from exc
+
+
+def _cause(exc: Exception) -> str:
+    """What made a transfer give up, which its own error only keeps."""
+    last = getattr(exc, "last_exception", None)
+    return str(exc) if last is None else f"{type(last).__name__}: {last}"
 
 
 def _from_reply(exc: ClientError, what: str, conditional: bool) -> StorageError:

@@ -59,16 +59,17 @@ class Bench:
         )
 
     def reader(self, sealed: SealedShard | None = None) -> ShardReader:
-        return self.reads.open(
-            ShardSource(
-                db_id=3,
-                store=self.store,
-                address=self.address,
-                directory=self.directory,
-                objects=sealed.objects if sealed else (),
-                identity=self.directory,
-                cache=self.local / "cache",
-            )
+        return self.reads.open_reader(self.source(sealed))
+
+    def source(self, sealed: SealedShard | None = None) -> ShardSource:
+        return ShardSource(
+            db_id=3,
+            store=self.store,
+            address=self.address,
+            directory=self.directory,
+            objects=sealed.objects if sealed else (),
+            identity=self.directory,
+            cache=lambda: self.local / "cache",
         )
 
     def build(self, rows: Rows) -> SealedShard:
@@ -256,6 +257,19 @@ def test_any_dict_comes_back(bench: Bench, rows: Rows, cut: int) -> None:
     assert read_all(here.reader(sealed)) == rows
 
 
+def test_only_what_downloads_asks_for_a_local_directory(bench: Bench) -> None:
+    asked: list[Path] = []
+
+    def cache() -> Path:
+        asked.append(bench.local / "cache")
+        return asked[-1]
+
+    source = replace(bench.source(bench.build({b"k": b"v"})), cache=cache)
+    assert read_all(bench.reads.open_reader(source)) == {b"k": b"v"}
+    in_place = bench.address.kind == "file" or (bench.address.kind == "s3" and bench.reads.backend == "slatedb")
+    assert bool(asked) != in_place
+
+
 @pytest.mark.parametrize("factory", [*dict.fromkeys(f for pair in _ENGINES.values() for f in pair)], ids=repr)
 def test_factories_are_small_picklable_values(factory: object) -> None:
     assert pickle.loads(pickle.dumps(factory)) == factory
@@ -270,6 +284,9 @@ def _refusals() -> Iterable[tuple[str, Callable[[], object]]]:
     yield "page_size", lambda: SqliteFactory(page_size=1000)
     yield "mmap_bytes", lambda: SqliteReaderFactory(mmap_bytes=-1)
     yield "cache_bytes", lambda: SqliteReaderFactory(cache_bytes=0)
+    yield "mmap_bytes is float", lambda: SqliteReaderFactory(mmap_bytes=1.5)
+    yield "cache_bytes is str", lambda: SqliteReaderFactory(cache_bytes="8192")
+    yield "verify_local is NoneType", lambda: SqliteReaderFactory(verify_local=None)
     yield "cache_bytes", lambda: SlateDbReaderFactory(cache_bytes=0)
     yield "deadline_seconds", lambda: SlateDbReaderFactory(deadline_seconds=0)
     yield "deadline_seconds", lambda: LocalSlateDbFactory(deadline_seconds=-1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import socket
 import subprocess
@@ -18,15 +20,23 @@ import pyarrow as pa
 import pytest
 import xxhash
 
-from shardyfusion.credentials import StaticCredentialProvider
-from shardyfusion.errors import InputDataError, ShardUnavailableError, ShardWriteError
+from shardyfusion.credentials import S3Credentials, StaticCredentialProvider
+from shardyfusion.errors import (
+    ConfigValidationError,
+    InputDataError,
+    ShardTimeoutError,
+    ShardUnavailableError,
+    ShardWriteError,
+)
+from shardyfusion.manifest.models import ShardObject
 from shardyfusion.shard_contract import SealedShard, ShardSource, ShardTarget
 from shardyfusion.slatedb_adapter import LocalSlateDbFactory, SlateDbFactory, SlateDbReaderFactory
 from shardyfusion.slatedb_adapter import bridge as bridge_module
 from shardyfusion.slatedb_adapter.bridge import Bridge
-from shardyfusion.slatedb_adapter.settings import Place, local_place, place_of
+from shardyfusion.slatedb_adapter.reader import OpenDatabase
+from shardyfusion.slatedb_adapter.settings import Place, local_place
 from shardyfusion.sqlite_adapter import SqliteReaderFactory
-from shardyfusion.storage import StoreAddress, open_store
+from shardyfusion.storage import StoreAddress, open_store, s3_connection
 
 _FORK = """
 import os, sys
@@ -43,7 +53,7 @@ def target(name):
     (root / f"scratch-{name}").mkdir()
     return ShardTarget(db_id=1, store=store, address=address, directory=name, scratch=root / f"scratch-{name}")
 
-source = ShardSource(db_id=1, store=store, address=address, directory="a", objects=(), identity="", cache=root / "c")
+source = ShardSource(db_id=1, store=store, address=address, directory="a", objects=(), identity="", cache=lambda: root / "c")
 SlateDbFactory().check(address)
 if not os.fork():  # only imported so far: a child may use it
     with SlateDbFactory().open(target("child")) as writer:
@@ -53,12 +63,12 @@ assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
 with SlateDbFactory().open(target("a")) as writer:
     writer.write_batch([(b"k", b"v")])
     writer.seal()
-reader = SlateDbReaderFactory().open(source)
+reader = SlateDbReaderFactory().open_reader(source)
 unsealed = SlateDbFactory().open(target("b"))
 if not os.fork():
     unsealed.close()
     reader.close()
-    for attempt in (lambda: reader.get(b"k"), lambda: SlateDbReaderFactory().open(source),
+    for attempt in (lambda: reader.get(b"k"), lambda: SlateDbReaderFactory().open_reader(source),
                     lambda: SlateDbFactory().open(target("d"))):
         try:
             attempt()
@@ -71,6 +81,16 @@ unsealed.write_batch([(b"k", b"v")])
 assert unsealed.seal().rows == 1
 # Left open on purpose: the interpreter must end all the same.
 """
+
+
+class Rotating:
+    """New credentials every time."""
+
+    asked = 0
+
+    def resolve(self) -> S3Credentials:
+        self.asked += 1
+        return S3Credentials(access_key_id=f"key{self.asked}", secret_access_key="secret")
 
 
 class _Sleeper:
@@ -115,7 +135,7 @@ def _source(address: StoreAddress, root: Path, sealed: SealedShard | None = None
         directory=directory,
         objects=sealed.objects if sealed else (),
         identity="",
-        cache=root / "cache",
+        cache=lambda: root / "cache",
     )
 
 
@@ -152,7 +172,11 @@ def test_a_forked_child_gets_a_clear_error_and_a_fresh_one_works(tmp_path: Path)
     assert run.returncode == 0, run.stderr
     assert run.stderr == ""
     lines = run.stdout.splitlines()
-    assert [line.partition(" ")[0] for line in lines] == ["ReaderStateError", "ReaderStateError", "ShardWriteError"]
+    assert [line.partition(" ")[0] for line in lines] == [
+        "ReaderStateError",
+        "ForkedProcessError",
+        "ForkedProcessError",
+    ]
     assert all("fork" in line and "spawn" in line for line in lines[1:])
 
 
@@ -163,8 +187,8 @@ def test_an_endpoint_that_never_answers_costs_the_deadline_and_no_more(silent: s
         options={"endpoint_url": silent},
     )
     reads, writes = SlateDbReaderFactory(deadline_seconds=0.3), SlateDbFactory(deadline_seconds=0.3)
-    with pytest.raises(ShardUnavailableError, match=r"s3://bucket/snap/db: SlateDB gave no answer in 0.3 seconds"):
-        reads.open(_source(address, tmp_path))
+    with pytest.raises(ShardTimeoutError, match=r"s3://bucket/snap/db: SlateDB gave no answer in 0.3 seconds"):
+        reads.open_reader(_source(address, tmp_path))
     with pytest.raises(ShardWriteError, match=r"create s3://bucket/snap/db: SlateDB gave no answer"):
         writes.open(_target(address, tmp_path))
     local = StoreAddress.parse(tmp_path / "store")
@@ -175,7 +199,7 @@ def test_a_loop_that_is_stuck_is_replaced(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(bridge_module, "_ANSWER_SECONDS", 0.05)
     bridge = Bridge(url="u", db_id=1, deadline_seconds=0.1, failure=ShardUnavailableError)
     sleeper = _Sleeper()
-    with pytest.raises(ShardUnavailableError, match="no answer"):
+    with pytest.raises(ShardTimeoutError, match="no answer"):
         bridge.run("read", sleeper.block)
 
     async def answer() -> int:
@@ -183,6 +207,84 @@ def test_a_loop_that_is_stuck_is_replaced(monkeypatch: pytest.MonkeyPatch) -> No
 
     assert bridge.run("read", answer, deadline_seconds=5) == 42
     sleeper.woken.set()
+
+
+def test_a_read_that_is_cancelled_at_exit_is_an_error_of_ours() -> None:
+    bridge = Bridge(url="u", db_id=1, deadline_seconds=5, failure=ShardUnavailableError)
+
+    async def cancelled() -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(ShardUnavailableError, match="cannot read u: the interpreter is shutting down"):
+        bridge.run("read", cancelled)
+
+
+def test_a_store_that_does_not_answer_for_now_is_worth_another_try(tmp_path: Path) -> None:
+    address = StoreAddress.parse(
+        "s3://bucket/snap",
+        credential_provider=Rotating(),
+        options={"endpoint_url": "http://127.0.0.1:9", "max_attempts": 1, "connect_timeout": 0.5},
+    )
+    recorded = ShardObject(path="manifest/1.manifest", size=1, sha256="")
+    source = replace(_source(address, tmp_path), objects=(recorded,))
+    with pytest.raises(ShardTimeoutError, match="shard 7 cannot be read from s3://bucket/snap/db") as caught:
+        SlateDbReaderFactory().open_reader(source)
+    assert caught.value.retryable
+
+
+def test_a_provider_is_asked_once_per_shard_and_no_client_is_made_for_it(s3_prefix: str, tmp_path: Path) -> None:
+    address = StoreAddress.parse(s3_prefix)
+    sealed = _build(address, tmp_path)
+    source = _source(address, tmp_path, sealed)
+    provider = Rotating()
+    rotating = replace(source, address=replace(address, credential_provider=provider))
+    clients = len(s3_connection._clients)
+    for _ in range(3):
+        SlateDbReaderFactory().open_reader(rotating).close()
+    assert provider.asked == 3
+    with SlateDbFactory().open(replace(_target(address, tmp_path, "other"), address=rotating.address)) as writer:
+        writer.write_batch([(b"k", b"v")])
+    assert provider.asked == 4
+    assert len(s3_connection._clients) == clients
+
+
+def test_a_ca_bundle_of_the_environment_is_refused_where_it_matters(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """SlateDB would not trust what boto3 trusts. Without TLS there is nothing to trust."""
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path))
+    for scheme in ("https", "http"):
+        address = StoreAddress.parse(
+            "s3://bucket/snap",
+            credential_provider=StaticCredentialProvider("key", "secret"),
+            options={"endpoint_url": f"{scheme}://127.0.0.1:9"},
+        )
+        if scheme == "http":
+            SlateDbFactory().check(address)
+        else:
+            with pytest.raises(ConfigValidationError, match=f"verify_ssl.*{tmp_path}.*AWS_CA_BUNDLE"):
+                SlateDbFactory().check(address)
+
+
+@pytest.mark.parametrize("seconds", [0, float("inf"), float("nan"), 1e300, "5", None])
+def test_deadlines_that_cannot_be_waited_for_are_refused(seconds: float) -> None:
+    for factory in (SlateDbReaderFactory, SlateDbFactory, LocalSlateDbFactory):
+        with pytest.raises(ConfigValidationError, match="deadline_seconds"):
+            factory(deadline_seconds=seconds)
+
+
+def test_batches_are_small_where_rows_are_large(tmp_path: Path) -> None:
+    address = StoreAddress.parse(tmp_path / "store")
+    sizes = [3_000_000] * 8 + [10] * 99
+    with SlateDbFactory(deadline_seconds=60).open(_target(address, tmp_path)) as writer:
+        writer.write_batch((b"%06d" % n, bytes(size)) for n, size in enumerate(sizes))
+        assert writer.seal().rows == len(sizes)
+    bridge = Bridge(url="u", db_id=1, deadline_seconds=60, failure=ShardUnavailableError)
+    database = OpenDatabase(bridge, local_place(tmp_path / "store/db"), cache_bytes=1024)
+    counts = [len(batch) for batch in database.batches()]
+    database.close()
+    assert counts[:5] == [4, 1, 1, 1, 1]
+    assert sum(counts) == len(sizes)
 
 
 def test_more_tables_than_slatedb_takes_by_default(tmp_path: Path) -> None:
@@ -195,7 +297,7 @@ def test_more_tables_than_slatedb_takes_by_default(tmp_path: Path) -> None:
     assert sealed.rows == 96
     assert sum(found.path.startswith("compacted/") for found in sealed.objects) > 8
     assert sum(found.path.startswith("wal/") and found.size > 0 for found in sealed.objects) == 0
-    reader = SlateDbReaderFactory().open(_source(address, tmp_path, sealed))
+    reader = SlateDbReaderFactory().open_reader(_source(address, tmp_path, sealed))
     assert reader.get(b"00-00") == value
     assert sum(1 for _ in reader.scan()) == 96
     reader.close()
@@ -208,21 +310,21 @@ def test_manifests_that_other_readers_leave_behind_are_fine_and_changes_are_not(
     sealed = _build(address, tmp_path)
     source = _source(address, tmp_path, sealed)
     before = sum(1 for _ in source.store.list("db/manifest/"))
-    _visit_as_other_readers_do(place_of(address, "db"))
+    _visit_as_other_readers_do(local_place(address.path / "db"))
     assert sum(1 for _ in source.store.list("db/manifest/")) > before
-    reader = SlateDbReaderFactory().open(source)
+    reader = SlateDbReaderFactory().open_reader(source)
     assert reader.get(b"000007") == b"v" * 7
     reader.close()
 
     async def change() -> None:
-        place = place_of(address, "db")
+        place = local_place(address.path / "db")
         database = await DbBuilder(place.path, place.store).build()
         await database.delete(b"000007")
         await database.shutdown()
 
     _run(change)
     with pytest.raises(ShardUnavailableError, match="changed after it was published"):
-        SlateDbReaderFactory().open(source)
+        SlateDbReaderFactory().open_reader(source)
 
 
 def test_a_database_that_is_not_there_is_unavailable_at_once(tmp_path: Path, s3_prefix: str) -> None:
@@ -230,7 +332,15 @@ def test_a_database_that_is_not_there_is_unavailable_at_once(tmp_path: Path, s3_
     for prefix in (str(tmp_path / "nothing"), s3_prefix, f"memory://{uuid4().hex}"):
         address = StoreAddress.parse(prefix)
         with pytest.raises(ShardUnavailableError, match=r"/db: "):
-            reads.open(_source(address, tmp_path))
+            reads.open_reader(_source(address, tmp_path))
+
+
+def test_a_record_without_a_manifest_of_slatedb_is_unavailable(tmp_path: Path) -> None:
+    address = StoreAddress.parse(tmp_path / "store")
+    sealed = _build(address, tmp_path)
+    tables = tuple(found for found in sealed.objects if not found.path.startswith("manifest/"))
+    with pytest.raises(ShardUnavailableError, match="without a manifest"):
+        SlateDbReaderFactory().open_reader(_source(address, tmp_path, replace(sealed, objects=tables)))
 
 
 def test_a_damaged_table_never_gives_a_wrong_value(tmp_path: Path) -> None:
@@ -243,7 +353,7 @@ def test_a_damaged_table_never_gives_a_wrong_value(tmp_path: Path) -> None:
     for at in (*range(5, len(whole), len(whole) // 12), len(whole) - 1):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
         try:
-            reader = SlateDbReaderFactory(deadline_seconds=5).open(_source(address, tmp_path, sealed))
+            reader = SlateDbReaderFactory(deadline_seconds=5).open_reader(_source(address, tmp_path, sealed))
             try:
                 assert list(reader.scan()) == [(b"%06d" % n, b"v" * n) for n in range(100)]
             finally:
@@ -260,16 +370,21 @@ def test_s3_options_that_slatedb_cannot_take_still_read_through_a_copy(s3_prefix
         sealed = writer.seal()
     source = _source(odd, tmp_path, sealed)
     before = list(source.store.list())
-    reader = SlateDbReaderFactory().open(source)
+    reader = SlateDbReaderFactory().open_reader(source)
     assert reader.get(b"k") == b"v"
-    assert len(list(source.cache.iterdir())) == 1
+    assert len(list(source.cache().iterdir())) == 1
     reader.close()
-    assert list(source.cache.iterdir()) == []
+    assert list(source.cache().iterdir()) == []
     assert list(source.store.list()) == before
+    dropped = SlateDbReaderFactory().open_reader(source)
+    assert len(list(source.cache().iterdir())) == 1
+    del dropped
+    gc.collect()
+    assert list(source.cache().iterdir()) == []
     damaged = [replace(found, sha256="0" * 64) if "compacted" in found.path else found for found in sealed.objects]
     with pytest.raises(ShardUnavailableError, match="damaged"):
-        SlateDbReaderFactory().open(replace(source, objects=tuple(damaged)))
-    assert list(source.cache.iterdir()) == []
+        SlateDbReaderFactory().open_reader(replace(source, objects=tuple(damaged)))
+    assert list(source.cache().iterdir()) == []
 
 
 def test_keys_that_slatedb_would_lose_are_refused(tmp_path: Path) -> None:
@@ -310,7 +425,7 @@ def test_a_shard_that_the_reference_wrote_reads_with_its_log_and_stays_as_it_is(
         address = StoreAddress.parse(root)
         (directory,) = [path.relative_to(root).as_posix() for path in root.glob("shards/*/*/attempt=00")]
         before = list(open_store(address).list())
-        reader = factory.open(_source(address, tmp_path, directory=directory))
+        reader = factory.open_reader(_source(address, tmp_path, directory=directory))
         rows = dict(reader.scan())
         reader.close()
         ours = {

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import sqlite3
+import subprocess
+import sys
 import tempfile
 import threading
+import time
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +21,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardyfusion.errors import ReaderStateError, ShardUnavailableError, ShardWriteError
-from shardyfusion.local_cache import fetch
+from shardyfusion import local_cache
+from shardyfusion.errors import (
+    ReaderStateError,
+    ShardTimeoutError,
+    ShardUnavailableError,
+    ShardWriteError,
+    StorageError,
+    StoreAccessError,
+    StoreUnavailableError,
+)
+from shardyfusion.local_cache import discard, fetch
 from shardyfusion.shard_contract import ShardReader, ShardSource, ShardTarget
 from shardyfusion.sqlite_adapter import SqliteFactory, SqliteReaderFactory
+from shardyfusion.sqlite_adapter import reader as sqlite_reader
 from shardyfusion.storage import MemoryStore, StoreAddress, open_store
 
 _TABLE = "CREATE TABLE kv (k BLOB PRIMARY KEY, v BLOB NOT NULL) WITHOUT ROWID"
@@ -26,7 +42,7 @@ _TABLE = "CREATE TABLE kv (k BLOB PRIMARY KEY, v BLOB NOT NULL) WITHOUT ROWID"
 
 def _open(root: Path, **settings: int | bool) -> ShardReader:
     address = StoreAddress.parse(root)
-    return SqliteReaderFactory(**settings).open(
+    return SqliteReaderFactory(**settings).open_reader(
         ShardSource(
             db_id=0,
             store=open_store(address),
@@ -34,7 +50,7 @@ def _open(root: Path, **settings: int | bool) -> ShardReader:
             directory="db",
             objects=(),
             identity="1",
-            cache=root / "cache",
+            cache=lambda: root / "cache",
         )
     )
 
@@ -241,3 +257,150 @@ def test_closing_during_a_scan_is_a_clear_error(tmp_path: Path) -> None:
     reader.close()
     with pytest.raises(ReaderStateError, match="closed"):
         next(rows)
+
+
+def test_a_scan_holds_few_large_rows_at_once(tmp_path: Path) -> None:
+    _foreign(
+        tmp_path,
+        _TABLE,
+        "WITH RECURSIVE n(i) AS (SELECT 100 UNION ALL SELECT i + 1 FROM n WHERE i < 139) "
+        "INSERT INTO kv SELECT CAST(i AS BLOB), zeroblob(1000000) FROM n",
+    )
+    reader = _open(tmp_path)
+    tracemalloc.start()
+    try:
+        assert sum(len(value) for _, value in reader.scan()) == 40_000_000
+        assert tracemalloc.get_traced_memory()[1] < 8_000_000
+    finally:
+        tracemalloc.stop()
+    reader.close()
+
+
+_EXIT_DURING_A_QUERY = """
+import sys, threading, time
+from pathlib import Path
+from shardyfusion.shard_contract import ShardSource
+from shardyfusion.sqlite_adapter import SqliteReaderFactory
+from shardyfusion.storage import StoreAddress, open_store
+
+address = StoreAddress.parse(sys.argv[1])
+source = ShardSource(db_id=0, store=open_store(address), address=address, directory="db", objects=(), identity="1",
+                     cache=lambda: Path(sys.argv[1]))
+reader = SqliteReaderFactory().open_reader(source)
+inside = threading.Event()
+reader._connection.create_function("inside", 0, lambda: inside.set() or 1)
+endless = "WITH RECURSIVE c(x) AS (SELECT inside() UNION ALL SELECT x FROM c) SELECT count(*) FROM c"
+threading.Thread(target=lambda: reader._connection.execute(endless).fetchone(), daemon=True).start()
+assert inside.wait(20)
+print("leaving")
+"""
+
+
+def test_a_process_may_exit_while_a_daemon_thread_reads(tmp_path: Path) -> None:
+    """The connection is not closed at exit: that would wait for SQLite, or free what it is working on."""
+    _foreign(tmp_path, _TABLE)
+    command = [sys.executable, "-c", _EXIT_DURING_A_QUERY, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "leaving\n", "")
+
+
+class _FailingStore(MemoryStore):
+    def __init__(self, url: str, error: StorageError) -> None:
+        super().__init__(url)
+        self._error = error
+
+    def download(self, name: str, path: Path) -> None:
+        raise self._error
+
+
+def _cached_source(store: MemoryStore, cache: Path) -> ShardSource:
+    address = StoreAddress.parse(store.url)
+    return ShardSource(
+        db_id=0, store=store, address=address, directory="db", objects=(), identity="1", cache=lambda: cache
+    )
+
+
+@pytest.mark.parametrize(
+    ("cause", "raised"), [(StoreUnavailableError("busy"), ShardTimeoutError), (StoreAccessError("no"), None)]
+)
+def test_a_passing_failure_of_the_store_stays_retryable(tmp_path: Path, cause: StorageError, raised: type) -> None:
+    with pytest.raises(ShardUnavailableError) as caught:
+        SqliteReaderFactory().open_reader(_cached_source(_FailingStore("memory://failing", cause), tmp_path))
+    assert caught.type is (raised or ShardUnavailableError)
+    assert caught.value.retryable == (raised is not None)
+
+
+def test_a_file_that_another_process_discards_before_it_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _foreign(tmp_path, _TABLE, "INSERT INTO kv VALUES (x'61', x'62')")
+    store = MemoryStore("memory://discarded")
+    store.put("db/shard.db", (tmp_path / "db/shard.db").read_bytes(), content_type="x/y")
+    fetched: list[Path] = []
+
+    def fetch_and_lose(*args: object, **kwargs: object) -> Path:
+        fetched.append(fetch(*args, **kwargs))
+        if len(fetched) == 1:
+            discard(tmp_path / "cache", [fetched[0].name])
+        return fetched[-1]
+
+    monkeypatch.setattr(sqlite_reader, "fetch", fetch_and_lose)
+    reader = SqliteReaderFactory().open_reader(_cached_source(store, tmp_path / "cache"))
+    assert reader.get(b"a") == b"b"
+    assert len(fetched) == 2
+    reader.close()
+
+
+@pytest.fixture
+def fetching(tmp_path: Path) -> Callable[[], Path]:
+    """Fetches one recorded object of four bytes into the directory `c`."""
+    store = MemoryStore("memory://fetching")
+    store.put("o", b"body", content_type="x/y")
+    digest = hashlib.sha256(b"body").hexdigest()
+    return lambda: fetch(store, "o", cache=tmp_path / "c", sha256=digest, size=4, identity="1")
+
+
+def test_a_download_may_be_discarded_as_soon_as_it_has_its_name(
+    fetching: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "replace", lambda path, target: path.unlink())
+    path = fetching()
+    assert not path.exists()
+    monkeypatch.undo()
+    assert fetching().read_bytes() == b"body"
+
+
+def test_what_a_killed_download_left_is_swept_after_a_day(fetching: Callable[[], Path], tmp_path: Path) -> None:
+    (tmp_path / "c").mkdir()
+    old, young, other = (tmp_path / "c" / name for name in (".x.1-a.part", ".y.2-b.part", "keep"))
+    for path in (old, young, other):
+        path.write_bytes(b"part")
+    for path in (old, other):
+        os.utime(path, (0, time.time() - 25 * 3600))
+    path = fetching()
+    assert set((tmp_path / "c").iterdir()) == {path, young, other}
+
+
+def test_what_is_known_of_files_is_bounded_and_forgotten_with_them(
+    fetching: Callable[[], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known: dict[str, object] = {}
+    monkeypatch.setattr(local_cache, "_verified", known)
+    monkeypatch.setattr(local_cache, "_MOST_VERIFIED", 3)
+    path = fetching()
+    assert list(known) == [str(path)]
+    discard(path.parent, [path.name])
+    assert known == {}
+    for number in range(10):
+        (path.parent / str(number)).write_bytes(b"body")
+        local_cache.check_file(path.parent / str(number), sha256=path.name, size=4, url="x")
+        assert len(known) <= 3
+
+
+def test_a_directory_in_the_place_of_a_cached_file_is_named(fetching: Callable[[], Path], tmp_path: Path) -> None:
+    path = fetching()
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ShardUnavailableError, match=rf"memory://fetching/o.*directory.*{path.name}"):
+        fetching()
+    assert list((tmp_path / "c").iterdir()) == [path]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from shardyfusion.cli import app
 from shardyfusion.cli.app import shardy
 from shardyfusion.layout import CURRENT, JSON_TYPE
 from shardyfusion.serde.keys import KeyEncoding
@@ -60,12 +61,21 @@ def test_get_of_text_keys(prefix):
     assert refused.stderr.startswith("error: ")
 
 
-@pytest.mark.parametrize(("key", "flags"), [("abc", ()), ("0g", ("--key-type", "hex")), ("1.5", ("--key-type", "int"))])
+@pytest.mark.parametrize(
+    ("key", "flags"),
+    [
+        ("abc", ()),
+        pytest.param("9" * 9000, (), id="long"),
+        ("0g", ("--key-type", "hex")),
+        ("1.5", ("--key-type", "int")),
+    ],
+)
 def test_a_key_that_cannot_be_read_is_one_line(prefix, key, flags):
     publish(prefix, {1: b"one"})
     shown = run("get", prefix, key, *flags)
     assert (shown.exit_code, shown.stdout, shown.stderr.count("\n")) == (2, "", 1)
-    assert shown.stderr.startswith(f"error: key '{key}' is not")
+    assert shown.stderr.startswith(f"error: key '{key[:50]}")
+    assert len(shown.stderr) < 300
 
 
 def test_history_of_commits(prefix):
@@ -148,6 +158,44 @@ def test_the_installed_command(prefix):
     assert shell(main, "get", prefix, "1").stdout == "one\n"
     failed = shell(main, "info", prefix + "-not")
     assert (failed.returncode, failed.stdout, failed.stderr.count("\n")) == (2, "", 1)
+
+
+def test_a_stored_key_of_any_length_is_refused_in_one_line(prefix):
+    publish(prefix, {1: b"one"})
+    refused = run("get", prefix, "ff" * 9000, "--key-type", "hex")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("error: key <integer of 72,000 bits> is out of range")
+
+
+@pytest.mark.parametrize(
+    ("exception", "code", "says"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (BrokenPipeError(), 141, ""),
+        (RuntimeError("odd\nthing"), 2, "error: RuntimeError: odd thing\n"),
+    ],
+)
+def test_only_an_absent_key_is_exit_code_1(prefix, monkeypatch, exception, code, says):
+    def fail(*args, **kwargs):
+        raise exception
+
+    monkeypatch.setattr(app, "ShardedReader", fail)
+    shown = run("get", prefix, "1")
+    assert (shown.exit_code, shown.stdout, shown.stderr) == (code, "", says)
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "says"),
+    [("> /dev/full", 2, "error: OSError: [Errno 28] No space left on device\n"), ("| true", 141, "")],
+)
+@pytest.mark.parametrize("arguments", [("info",), ("--help",)])
+def test_output_that_cannot_be_written(prefix, output, code, says, arguments):
+    publish(prefix, {1: b"one"})
+    main = "import time; time.sleep(0.3)\nfrom shardyfusion.cli import main; main()"  # `true` has ended by then
+    line = f'"$@" {output}; exit ${{PIPESTATUS[0]}}'
+    command = ["bash", "-c", line, "-", sys.executable, "-c", main, *arguments, prefix]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stderr) == (code, says)
 
 
 def test_without_click_it_says_what_to_install():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +22,8 @@ from shardyfusion.layout import CURRENT, JSON_TYPE
 from shardyfusion.manifest import encode_manifest
 from shardyfusion.reader import ShardDetails, ShardedReader
 from shardyfusion.serde.keys import KeyEncoding
-from shardyfusion.slatedb_adapter import SlateDbReaderFactory
-from shardyfusion.sqlite_adapter import SqliteReaderFactory
+from shardyfusion.slatedb_adapter import LocalSlateDbFactory, SlateDbFactory, SlateDbReaderFactory
+from shardyfusion.sqlite_adapter import SqliteFactory, SqliteReaderFactory
 from shardyfusion.storage import LocalStore, StoreAddress, open_store
 from tests.reader.snapshots import ROWS, build, commit, listing, publish, relocate
 
@@ -95,7 +96,7 @@ def test_an_empty_snapshot_reads_as_empty(prefix):
         assert reader.shard_for_key(1).row_count == reader.snapshot_info().rows == 0
 
 
-@pytest.mark.parametrize("db_id", [-1, 4, "0", None, True])
+@pytest.mark.parametrize("db_id", [-1, 4, "0", None, True, pytest.param(10**5000, id="huge")])
 def test_scan_of_a_shard_that_is_not_there_names_num_dbs(prefix, db_id):
     publish(prefix, ROWS)
     with ShardedReader(prefix) as reader, pytest.raises(ConfigValidationError, match="num_dbs=4"):
@@ -164,6 +165,23 @@ def test_a_factory_of_the_other_backend_is_refused_by_name(prefix):
         ShardedReader(prefix, reader_factory=SlateDbReaderFactory())
     with ShardedReader(prefix, reader_factory=SqliteReaderFactory()) as reader:
         assert reader.get(3) == ROWS[3]
+
+
+@pytest.mark.parametrize(
+    ("factory", "name"),
+    [
+        (SlateDbFactory(), "SlateDbFactory"),
+        (LocalSlateDbFactory(), "LocalSlateDbFactory"),
+        (SqliteFactory(), "SqliteFactory"),
+        (SqliteReaderFactory, "the class SqliteReaderFactory"),
+        ("sqlite", "str"),
+    ],
+)
+def test_what_cannot_open_shards_for_reading_is_no_reader_factory(prefix, factory, name):
+    """A writer's factory would open a writer on a published shard."""
+    publish(prefix, ROWS)
+    with pytest.raises(ConfigValidationError, match=rf"{name}.*SqliteReaderFactory\(\.\.\.\)"):
+        ShardedReader(prefix, reader_factory=factory)
 
 
 def test_a_manifest_that_records_no_backend_is_looked_at(prefix):
@@ -289,10 +307,10 @@ class CountingFactory:
     def __init__(self):
         self.opened, self.closed, self.fail = [], [], False
 
-    def open(self, source):
+    def open_reader(self, source):
         if self.fail:
             raise ShardUnavailableError("on demand", db_id=source.db_id)
-        reader = SqliteReaderFactory().open(source)
+        reader = SqliteReaderFactory().open_reader(source)
         self.opened.append(source)
         close = reader.close
 
@@ -346,6 +364,25 @@ def test_the_private_directory_is_made_when_needed_and_removed(s3_prefix, tmp_pa
     ShardedReader(s3_prefix).get(1)  # never closed: collected
     gc.collect()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_read_in_place_needs_no_directory(prefix, tmp_path, monkeypatch):
+    publish(prefix, ROWS)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "not-there"))
+    with ShardedReader(prefix) as reader:
+        assert reader.multi_get(ROWS) == ROWS
+
+
+def test_a_local_root_of_any_bytes_is_used(s3_prefix, tmp_path):
+    publish(s3_prefix, ROWS)
+    with ShardedReader(s3_prefix, tmp_path / os.fsdecode(b"\xff %?#")) as reader:
+        assert reader.multi_get(ROWS) == ROWS
+
+
+@pytest.mark.parametrize("local_root", ["a\0b", 7, b"bytes", "~no-such-user-here/x"])
+def test_a_local_root_that_is_no_path_is_refused(prefix, local_root):
+    with pytest.raises(ConfigValidationError, match="local_root"):
+        ShardedReader(prefix, local_root)
 
 
 def test_a_given_directory_is_kept_and_used_again(s3_prefix, tmp_path):

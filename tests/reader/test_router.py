@@ -85,7 +85,7 @@ def test_a_plan_asks_each_shard_once_for_each_distinct_stored_key():
     assert all(placer.place(key).stored in plan.by_shard[placer.place(key).db_id] for key in keys)
 
 
-@pytest.mark.parametrize("key", [None, 1.0, "1", [1], -1, 2**63, 2**64])
+@pytest.mark.parametrize("key", [None, 1.0, "1", [1], -1, 2**63, 2**64, pytest.param(10**5000, id="huge"), [10**5000]])
 def test_what_cannot_be_a_key_is_a_config_error(key):
     placer = KeyPlacer.of(manifest())
     with pytest.raises(ConfigValidationError):
@@ -97,3 +97,9 @@ def test_what_cannot_be_a_key_is_a_config_error(key):
 def test_a_single_text_is_not_a_collection_of_keys():
     with pytest.raises(ConfigValidationError, match="use get"):
         KeyPlacer.of(manifest(encoding=KeyEncoding.UTF8)).plan("abc")
+
+
+@pytest.mark.parametrize("keys", [None, 7, 1.5])
+def test_what_is_no_collection_is_no_collection_of_keys(keys):
+    with pytest.raises(ConfigValidationError, match=type(keys).__name__):
+        KeyPlacer.of(manifest()).plan(keys)

@@ -37,6 +37,13 @@ def test_local_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert StoreAddress.parse(Path("out")).url == f"file://{tmp_path}/out"
     assert StoreAddress.parse("~/users").url == "file:///home/ada/users"
     assert StoreAddress.parse("out").path == tmp_path / "out"
+    assert StoreAddress.parse("~no-such-user/out").url == f"file://{tmp_path}/~no-such-user/out"
+
+
+@pytest.mark.parametrize("given", [None, b"/data/users", 5])
+def test_what_is_no_text_is_refused(given: object) -> None:
+    with pytest.raises(ConfigValidationError, match="must be a string or a path"):
+        StoreAddress.parse(given)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -99,12 +106,32 @@ def test_an_address_travels_and_keeps_its_secrets_to_itself() -> None:
         {"endpoint": "http://x"},
         {"endpoint_url": "127.0.0.1:9000"},
         {"endpoint_url": "http://user:hidden@host"},
+        {"endpoint_url": "user:hidden@host:9000"},
+        {"endpoint_url": "http://[x"},
+        {"endpoint_url": "http://host:port"},
+        {"endpoint_url": "http://host:99999"},
+        {"endpoint_url": 5},
+        {"region_name": 5},
+        {"verify_ssl": []},
+        {"verify_ssl": ""},
         {"read_timeout": 0},
+        {"read_timeout": "5"},
+        {"connect_timeout": float("inf")},
+        {"connect_timeout": float("nan")},
         {"max_attempts": 1.5},
+        {"max_attempts": True},
         {"addressing_style": "dns"},
+        {"addressing_style": []},
+        {5: 5},
+        "endpoint_url",
     ],
 )
 def test_wrong_connection_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ConfigValidationError) as caught:
         StoreAddress.parse("s3://bucket/snap", options=options)  # type: ignore[arg-type]
     assert "hidden" not in str(caught.value)
+
+
+def test_an_option_of_none_is_not_set() -> None:
+    address = StoreAddress.parse("s3://bucket/snap", options={"endpoint_url": None, "max_attempts": 2})
+    assert address.options == {"max_attempts": 2}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Iterator
@@ -121,6 +122,71 @@ def test_a_provider_that_fails_is_a_credentials_error_without_its_words() -> Non
     with pytest.raises(CredentialsError, match="Vault failed with OSError") as caught:
         S3Store(StoreAddress.parse("s3://bucket/snap", credential_provider=Vault()))
     assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        None,
+        {"access_key_id": "hidden"},
+        ("hidden", "hidden"),
+        S3Credentials(access_key_id="", secret_access_key=""),
+        S3Credentials(access_key_id="hidden", secret_access_key=None),  # type: ignore[arg-type]
+        S3Credentials(access_key_id="hidden", secret_access_key=b"hidden"),  # type: ignore[arg-type]
+        S3Credentials(access_key_id="hidden", secret_access_key="hidden", session_token=("hidden",)),  # type: ignore[arg-type]
+    ],
+)
+def test_a_provider_that_gives_none_does_not_fall_back_to_the_environment(s3: str, given: Any) -> None:
+    class Vault:
+        def resolve(self) -> Any:
+            return given
+
+    address = StoreAddress.parse("s3://bucket/snap", credential_provider=Vault())
+    for use in (S3Store, resolve_s3):
+        with pytest.raises(CredentialsError, match="s3://bucket/snap: Vault gave") as caught:
+            use(address)
+        assert "hidden" not in str(caught.value)
+
+
+def test_a_ca_bundle_of_the_environment_shows_and_an_option_wins(clean_env: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def verify(**options: Any) -> object:
+        return resolve_s3(
+            StoreAddress.parse("s3://bucket/snap", credential_provider=STATIC, options=options)  # type: ignore[arg-type]
+        ).verify_ssl
+
+    assert verify() is True
+    bundle = tmp_path / "ca.pem"
+    (tmp_path / "config").write_text(f"[default]\nca_bundle = {bundle}\n")
+    with pytest.raises(ConfigValidationError, match=r"ca\.pem.*does not exist.*ca_bundle"):
+        verify()
+    bundle.touch()
+    assert verify() == str(bundle)
+    assert verify(verify_ssl=False) is False
+    assert verify(verify_ssl=True) is True
+    clean_env.setenv("AWS_CA_BUNDLE", str(tmp_path))
+    assert verify() == str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("region", "variables", "endpoint"),
+    [
+        ("us-east-1", [], None),
+        ("eu-west-1", [], None),
+        ("cn-north-1", [], "https://s3.cn-north-1.amazonaws.com.cn"),
+        ("us-east-1", ["FIPS"], "https://s3-fips.us-east-1.amazonaws.com"),
+        ("eu-west-1", ["DUALSTACK"], "https://s3.dualstack.eu-west-1.amazonaws.com"),
+    ],
+)
+def test_other_endpoints_of_aws_show(
+    clean_env: pytest.MonkeyPatch, region: str, variables: list[str], endpoint: str | None
+) -> None:
+    """Another S3 client has other rules for them."""
+    for name in variables:
+        clean_env.setenv(f"AWS_USE_{name}_ENDPOINT", "true")
+    found = resolve_s3(
+        StoreAddress.parse("s3://bucket/snap", credential_provider=STATIC, options={"region_name": region})
+    )
+    assert (found.endpoint_url, found.virtual_hosted) == (endpoint, True)
 
 
 def test_a_profile_that_does_not_exist_is_a_credentials_error(clean_env: pytest.MonkeyPatch) -> None:
@@ -322,7 +388,6 @@ def test_a_missing_bucket_is_not_an_empty_one(s3: str, tmp_path: Path) -> None:
         with pytest.raises(StorageError, match=r"s3://no-such-bucket-here/snap.* bucket does not exist") as caught:
             action()
         assert not isinstance(caught.value, ObjectNotFoundError)
-    assert not (tmp_path / "copy").exists()
 
 
 def test_the_bucket_is_looked_for_once(fake: FakeS3) -> None:
@@ -387,13 +452,14 @@ def test_an_upload_that_is_refused(fake: FakeS3, tmp_path: Path) -> None:
         fake.store().upload("a", tmp_path / "file", content_type=TEXT)
 
 
-def test_a_reply_that_breaks_off_leaves_no_file(fake: FakeS3, tmp_path: Path) -> None:
+def test_a_reply_that_breaks_off_is_told_with_its_cause(fake: FakeS3, tmp_path: Path) -> None:
     fake.replies, fake.cut_short = [(200, "half")], True
     with pytest.raises(StoreUnavailableError, match="s3://bucket/snap/a"):
         fake.store().get("a")
-    with pytest.raises(StoreUnavailableError, match="s3://bucket/snap/a"):
-        fake.store().download("a", tmp_path / "copies" / "a")
-    assert list((tmp_path / "copies").iterdir()) == []
+    fake.requests.clear()
+    with pytest.raises(StoreUnavailableError, match=r"s3://bucket/snap/a.*IncompleteReadError: 4 read"):
+        fake.store().download("a", tmp_path / "a")
+    assert [method for method, _, _ in fake.requests] == ["GET", "GET"]
 
 
 def test_a_dead_endpoint_is_named(tmp_path: Path) -> None:
@@ -416,12 +482,21 @@ def test_a_dead_endpoint_is_named(tmp_path: Path) -> None:
             action()
 
 
-def test_a_silent_server_times_out(fake: FakeS3) -> None:
-    release = threading.Event()
-    fake.RequestHandlerClass.handle = lambda self: release.wait(10)  # type: ignore[method-assign,misc]
+def test_a_silent_server_times_out(fake: FakeS3, tmp_path: Path) -> None:
+    release, asked = threading.Event(), itertools.count()
+
+    def keep_silent(_: object) -> None:
+        next(asked)
+        release.wait(10)
+
+    fake.RequestHandlerClass.handle = keep_silent  # type: ignore[method-assign,assignment]
     try:
+        store = fake.store(read_timeout=0.2)
         with pytest.raises(StoreUnavailableError, match="s3://bucket/snap/a"):
-            fake.store(read_timeout=0.2).get("a")
+            store.get("a")
+        with pytest.raises(StoreUnavailableError, match=f"s3://bucket/snap/a: .*ReadTimeoutError.*{fake.url}"):
+            store.download("a", tmp_path / "copy")
+        assert next(asked) == 3
     finally:
         release.set()
         del fake.RequestHandlerClass.handle

@@ -168,8 +168,7 @@ def test_what_is_not_there(store: ObjectStore, tmp_path: Path) -> None:
     with pytest.raises(ObjectNotFoundError, match=f"{store.url}/no/thing"):
         store.get("no/thing")
     with pytest.raises(ObjectNotFoundError, match=f"{store.url}/no/thing"):
-        store.download("no/thing", tmp_path / "copies" / "copy")
-    assert not any(path.is_file() for path in (tmp_path / "copies").rglob("*"))
+        store.download("no/thing", tmp_path / "copy")
     with pytest.raises(StorageError, match="no-such-file"):
         store.upload("a", tmp_path / "no-such-file", content_type=TEXT)
     store.put("a", b"", content_type=TEXT)
