@@ -181,12 +181,14 @@ def peak_memory(interval: float = 0.05) -> Iterator[Peak]:
     peak, done, driver = Peak(), threading.Event(), psutil.Process()
 
     def sample() -> None:
-        while not done.wait(interval):
+        while True:
             total = 0
             for process in (driver, *driver.children(recursive=True)):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     total += process.memory_info().rss
             peak.bytes = max(peak.bytes, total)
+            if done.wait(interval):
+                return
 
     thread = threading.Thread(target=sample, daemon=True)
     thread.start()

@@ -457,7 +457,7 @@ def test_a_reply_that_breaks_off_is_told_with_its_cause(fake: FakeS3, tmp_path: 
     with pytest.raises(StoreUnavailableError, match="s3://bucket/snap/a"):
         fake.store().get("a")
     fake.requests.clear()
-    with pytest.raises(StoreUnavailableError, match=r"s3://bucket/snap/a.*IncompleteReadError: 4 read"):
+    with pytest.raises(StoreUnavailableError, match=r"s3://bucket/snap/a.*IncompleteRead"):
         fake.store().download("a", tmp_path / "a")
     assert [method for method, _, _ in fake.requests] == ["GET", "GET"]
 
@@ -494,7 +494,7 @@ def test_a_silent_server_times_out(fake: FakeS3, tmp_path: Path) -> None:
         store = fake.store(read_timeout=0.2)
         with pytest.raises(StoreUnavailableError, match="s3://bucket/snap/a"):
             store.get("a")
-        with pytest.raises(StoreUnavailableError, match=f"s3://bucket/snap/a: .*ReadTimeoutError.*{fake.url}"):
+        with pytest.raises(StoreUnavailableError, match=rf"s3://bucket/snap/a: .*Read ?[Tt]imeout.*{fake.url}"):
             store.download("a", tmp_path / "copy")
         assert next(asked) == 3
     finally:
