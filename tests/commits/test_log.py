@@ -300,7 +300,7 @@ def test_forbidden_above_a_readable_record_counts_as_absent(
     publish(store, "a")
     disturbed = Disturbed(store, times(99, "get", commit_name(2), StoreAccessError("403")), after=False)
     with caplog.at_level(logging.WARNING):
-        assert served_manifest(disturbed).run_id == "a"  # type: ignore[arg-type]
+        assert served_manifest(disturbed).run_id == "a"
     assert "no permission to read commit 2" in caplog.text
 
 
@@ -309,7 +309,7 @@ def test_a_pointer_of_the_reference_is_newer_until_we_commit_over_it(store: Obje
     body = foreign_pointer(store, "theirs")
     assert served_manifest(store).run_id == "theirs"
     with pytest.raises(StaleBuildError, match="another writer"):
-        append(store, "slow", start(1, 0, log=CommitLog(store).state().head.log))  # type: ignore[union-attr]
+        append(store, "slow", start(1, 0, log=CommitLog(store).state().head.log))
     now = datetime.now(UTC) + timedelta(hours=1)
     head = CommitLog(store).state().head
     assert head is not None

@@ -53,7 +53,7 @@ def test_vectorised_agrees_with_the_definition(rows: list[Row]) -> None:
 
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 20), st.randoms(use_true_random=False))
 def test_equal_lengths_agree_with_the_definition(key: int, value: int, count: int, random: object) -> None:
-    rows = [(random.randbytes(key), random.randbytes(value)) for _ in range(count)]  # type: ignore[attr-defined]
+    rows = [(random.randbytes(key), random.randbytes(value)) for _ in range(count)]
     assert row_hashes(*columns(rows)).tolist() == [row_hash(*row) for row in rows]
 
 

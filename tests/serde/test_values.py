@@ -216,10 +216,10 @@ def test_columns_that_can_never_work_are_refused_before_any_data(
     "make",
     [
         lambda: ValueSpec.binary_col(""),
-        lambda: ValueSpec.binary_col(["a"]),  # type: ignore[arg-type]
+        lambda: ValueSpec.binary_col(["a"]),
         lambda: ValueSpec.json_cols("abc"),
         lambda: ValueSpec.json_cols(["a", "a"]),
-        lambda: ValueSpec.callable_encoder("a"),  # type: ignore[arg-type]
+        lambda: ValueSpec.callable_encoder("a"),
     ],
 )
 def test_specs_are_valid_once_built(make: Callable[[], ValueSpec]) -> None:

@@ -43,7 +43,7 @@ def test_local_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("given", [None, b"/data/users", 5])
 def test_what_is_no_text_is_refused(given: object) -> None:
     with pytest.raises(ConfigValidationError, match="must be a string or a path"):
-        StoreAddress.parse(given)  # type: ignore[arg-type]
+        StoreAddress.parse(given)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_an_address_travels_and_keeps_its_secrets_to_itself() -> None:
 )
 def test_wrong_connection_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ConfigValidationError) as caught:
-        StoreAddress.parse("s3://bucket/snap", options=options)  # type: ignore[arg-type]
+        StoreAddress.parse("s3://bucket/snap", options=options)
     assert "hidden" not in str(caught.value)
 
 

@@ -98,4 +98,4 @@ def test_pauses_are_jittered() -> None:
 )
 def test_wrong_settings_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigValidationError, match=next(iter(wrong))):
-        RetryConfig(**wrong)  # type: ignore[arg-type]
+        RetryConfig(**wrong)

@@ -51,7 +51,7 @@ class FakeS3(ThreadingHTTPServer):
 
     def store(self, **options: Any) -> S3Store:
         options = {"endpoint_url": self.url, "max_attempts": 1} | options
-        return S3Store(StoreAddress.parse("s3://bucket/snap", credential_provider=STATIC, options=options))  # type: ignore[arg-type]
+        return S3Store(StoreAddress.parse("s3://bucket/snap", credential_provider=STATIC, options=options))
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -131,9 +131,9 @@ def test_a_provider_that_fails_is_a_credentials_error_without_its_words() -> Non
         {"access_key_id": "hidden"},
         ("hidden", "hidden"),
         S3Credentials(access_key_id="", secret_access_key=""),
-        S3Credentials(access_key_id="hidden", secret_access_key=None),  # type: ignore[arg-type]
-        S3Credentials(access_key_id="hidden", secret_access_key=b"hidden"),  # type: ignore[arg-type]
-        S3Credentials(access_key_id="hidden", secret_access_key="hidden", session_token=("hidden",)),  # type: ignore[arg-type]
+        S3Credentials(access_key_id="hidden", secret_access_key=None),
+        S3Credentials(access_key_id="hidden", secret_access_key=b"hidden"),
+        S3Credentials(access_key_id="hidden", secret_access_key="hidden", session_token=("hidden",)),
     ],
 )
 def test_a_provider_that_gives_none_does_not_fall_back_to_the_environment(s3: str, given: Any) -> None:
@@ -151,7 +151,7 @@ def test_a_provider_that_gives_none_does_not_fall_back_to_the_environment(s3: st
 def test_a_ca_bundle_of_the_environment_shows_and_an_option_wins(clean_env: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def verify(**options: Any) -> object:
         return resolve_s3(
-            StoreAddress.parse("s3://bucket/snap", credential_provider=STATIC, options=options)  # type: ignore[arg-type]
+            StoreAddress.parse("s3://bucket/snap", credential_provider=STATIC, options=options)
         ).verify_ssl
 
     assert verify() is True
@@ -489,7 +489,7 @@ def test_a_silent_server_times_out(fake: FakeS3, tmp_path: Path) -> None:
         next(asked)
         release.wait(10)
 
-    fake.RequestHandlerClass.handle = keep_silent  # type: ignore[method-assign,assignment]
+    fake.RequestHandlerClass.handle = keep_silent
     try:
         store = fake.store(read_timeout=0.2)
         with pytest.raises(StoreUnavailableError, match="s3://bucket/snap/a"):

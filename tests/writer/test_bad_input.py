@@ -114,9 +114,9 @@ def test_configs_are_valid_once_built(change: dict[str, Any], message: str, conf
 
 def test_configs_are_frozen_and_keyword_only(config: HashShardedWriteConfig) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
-        config.num_dbs = 4  # type: ignore[misc]
+        config.num_dbs = 4
     with pytest.raises(TypeError):
-        HashShardedWriteConfig("s3://b/p")  # type: ignore[misc]
+        HashShardedWriteConfig("s3://b/p")
 
 
 def test_options_are_checked() -> None:
@@ -130,14 +130,14 @@ def test_options_are_checked() -> None:
     with pytest.raises(ConfigValidationError, match="db_path_template"):
         OutputOptions(db_path_template="db={db_id:5d}")
     with pytest.raises(ConfigValidationError, match="local_root is int"):
-        OutputOptions(local_root=5)  # type: ignore[arg-type]
+        OutputOptions(local_root=5)
 
 
 def test_arguments_are_checked(config: HashShardedWriteConfig) -> None:
     with pytest.raises(ConfigValidationError, match="input is tuple"):
-        write_hash_sharded(simple(), config, ("key", ValueSpec.binary_col("v")))  # type: ignore[arg-type]
+        write_hash_sharded(simple(), config, ("key", ValueSpec.binary_col("v")))
     with pytest.raises(ConfigValidationError, match="options is dict"):
-        write_hash_sharded(simple(), config, BINARY, {})  # type: ignore[arg-type]
+        write_hash_sharded(simple(), config, BINARY, {})
     assert object_names(config.s3_prefix) == []
 
 
@@ -232,7 +232,7 @@ def test_an_encoder_that_fails_names_the_key_and_partition_and_runs_once(config:
 
     def encode(row: Any) -> bytes:
         calls.append(row.key)
-        return b"ok" if row.key != 3 else 1 / 0  # type: ignore[return-value]
+        return b"ok" if row.key != 3 else 1 / 0
 
     with pytest.raises(ValueEncodingError, match="division by zero") as caught:
         write_hash_sharded(simple(), config, ColumnWriteInput("key", ValueSpec.callable_encoder(encode)))
@@ -243,7 +243,7 @@ def test_an_encoder_that_fails_names_the_key_and_partition_and_runs_once(config:
 
 def test_an_encoder_must_return_bytes(config: HashShardedWriteConfig) -> None:
     with pytest.raises(ValueEncodingError, match=r"str.*must return bytes"):
-        write_hash_sharded(simple(), config, ColumnWriteInput("key", ValueSpec.callable_encoder(lambda row: row.v)))  # type: ignore[arg-type,return-value]
+        write_hash_sharded(simple(), config, ColumnWriteInput("key", ValueSpec.callable_encoder(lambda row: row.v)))
 
 
 class OffByOne(HashRouter):

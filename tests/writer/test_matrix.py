@@ -120,7 +120,7 @@ def test_dasks_own_shuffles_place_rows_exactly(
             ddf,
             config,
             ColumnWriteInput("id", ValueSpec.binary_col("payload")),
-            DaskWriteOptions(exchange=exchange),  # type: ignore[arg-type]
+            DaskWriteOptions(exchange=exchange),
         )
     assert contents(tmp_path / "snap") == {key.to_bytes(8, "big"): value for key, value in rows.items()}
     assert evaluations() == ddf.npartitions, "the input is evaluated once"

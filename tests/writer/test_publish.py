@@ -240,8 +240,8 @@ def test_a_changed_encoder_is_another_request(tmp_path: Path) -> None:
     [
         (ValueSpec.json_cols(["a,b"]), ValueSpec.json_cols(["a", "b"])),
         (ValueSpec.json_cols(["all"]), ValueSpec.json_cols()),
-        (ValueSpec.callable_encoder(len, ["p"]), ValueSpec.callable_encoder(len, ["q"])),  # type: ignore[arg-type]
-        (ValueSpec.callable_encoder(len), ValueSpec.callable_encoder(max)),  # type: ignore[arg-type]
+        (ValueSpec.callable_encoder(len, ["p"]), ValueSpec.callable_encoder(len, ["q"])),
+        (ValueSpec.callable_encoder(len), ValueSpec.callable_encoder(max)),
     ],
 )
 def test_different_value_specs_have_different_fingerprints(one: ValueSpec, other: ValueSpec) -> None:
