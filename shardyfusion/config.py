@@ -170,7 +170,8 @@ class DaskWriteOptions:
     """How the Dask writer goes about it; none of these changes what is written.
 
     Args:
-        sort_within_partitions: guarantee that adapters receive keys in ascending order.
+        sort_within_partitions: guarantee that adapters receive keys in ascending order. (Shards are built that way
+            in any case today, because it is faster; this makes it a promise.)
         verify_routing: route up to 20 rows of every partition again with the reader's scalar router, and compare.
         exchange: how rows reach their shard. `"direct"` keeps everything in worker memory (Dask spills it) and is
             fastest; `"p2p"` (distributed only) and `"tasks"` are Dask's own shuffles; `"auto"` takes `"direct"` until

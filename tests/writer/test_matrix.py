@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from shardyfusion import (
     DaskWriteOptions,
     HashShardedWriteConfig,
     LocalSlateDbFactory,
+    RetryConfig,
     ShardedReader,
     SlateDbFactory,
     SqliteFactory,
     ValueSpec,
 )
-from shardyfusion.errors import ValueEncodingError
+from shardyfusion.errors import ShardWriteError, ValueEncodingError
 from shardyfusion.writer.dask import write_hash_sharded
 from tests.writer.frames import Rows, contents, make_rows, parquet_frame
 
@@ -124,3 +126,32 @@ def test_dasks_own_shuffles_place_rows_exactly(
         )
     assert contents(tmp_path / "snap") == {key.to_bytes(8, "big"): value for key, value in rows.items()}
     assert evaluations() == ddf.npartitions, "the input is evaluated once"
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_distributed_runs_a_failed_task_again_as_often_as_asked(
+    retries: int, source: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    marker = tmp_path / "failed-once"
+
+    @dataclass(frozen=True)
+    class FailsOnce(SqliteFactory):
+        def open(self, target: Any) -> Any:
+            if not marker.exists():
+                marker.touch()
+                raise ShardWriteError("the network blinked")
+            return super().open(target)
+
+    config = HashShardedWriteConfig(
+        num_dbs=1,
+        s3_prefix=tmp_path / "snap",
+        adapter_factory=FailsOnce(),
+        shard_retry=RetryConfig(max_attempts=1),
+    )
+    job = (dd.read_parquet(source), config, ColumnWriteInput("id", ValueSpec.binary_col("payload")))
+    with scheduler("distributed", request):
+        if retries:
+            assert write_hash_sharded(*job, DaskWriteOptions(retries=retries)).rows == ROWS
+        else:
+            with pytest.raises(ShardWriteError, match="blinked"):
+                write_hash_sharded(*job, DaskWriteOptions(retries=retries))
