@@ -5,7 +5,7 @@ LOCK ?= requirements.lock
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-extras test-floor lint types check bench clean
+.PHONY: demo test test-slow test-extras test-floor lint types check bench clean
 .DEFAULT_GOAL := test
 
 $(READY): pyproject.toml $(LOCK)
@@ -19,8 +19,11 @@ $(READY): pyproject.toml $(LOCK)
 demo: $(READY) ## the main job on real data, in ./demo-data
 	@$(BIN)/python examples/flights.py
 
-test: $(READY) ## all tests
-	$(BIN)/python -m pytest -q
+test: $(READY) ## all tests but the longer sweeps
+	$(BIN)/python -m pytest -q -m 'not slow'
+
+test-slow: $(READY) ## the longer sweeps
+	$(BIN)/python -m pytest -q -m slow
 
 test-extras: $(READY) ## every extra, alone in an environment of its own
 	$(BIN)/python tests/extras/run.py

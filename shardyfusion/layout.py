@@ -28,6 +28,7 @@ _SEGMENT = re.compile(r"[A-Za-z0-9._-]+")
 _TEMPLATE = re.compile(r"[A-Za-z0-9._=-]*\{db_id(:0\d{1,2}d)?\}[A-Za-z0-9._=-]*")
 _MANIFEST_DIR = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z)_run_id=([^/]+)/?")
 _COMMIT = re.compile(r"commits/(\d{20})\.json")
+_RUN_RECORD = re.compile(r"runs/(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z)_run_id=([^/]+)_([0-9a-f]{32})/run\.yaml")
 
 
 def check_segment(value: str, what: str) -> str:
@@ -93,6 +94,12 @@ def outcome_name(run_id: str) -> str:
 def run_record_name(stamp: str, run_id: str, execution: str) -> str:
     """`execution` is 32 hex digits: one record per execution, even of one run id."""
     return f"{RUNS}{stamp}_run_id={run_id}_{execution}/run.yaml"
+
+
+def parse_run_record_name(name: str) -> str | None:
+    """The run id of a run record's name, or None for any other object."""
+    match = _RUN_RECORD.fullmatch(name)
+    return match[2] if match else None
 
 
 def run_directory(shard_prefix: str, run_id: str) -> str:

@@ -8,13 +8,22 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from dataclasses import fields as dataclass_fields
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Self
 
 from shardyfusion.commits import Patience, create_once
-from shardyfusion.errors import ObjectExistsError, StorageError, StoreUnavailableError, UnsafeStoreError
-from shardyfusion.layout import YAML_TYPE, run_record_name, timestamp
+from shardyfusion.errors import (
+    ManifestParseError,
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StorageError,
+    StoreUnavailableError,
+    UnsafeStoreError,
+)
+from shardyfusion.layout import RUNS, YAML_TYPE, parse_run_record_name, run_record_name, timestamp
 from shardyfusion.storage import ObjectStore
 
 _log = logging.getLogger(__name__)
@@ -45,6 +54,54 @@ class RunRecord:
         import yaml
 
         return yaml.safe_dump(asdict(self), sort_keys=True, default_flow_style=False, allow_unicode=True).encode()
+
+    @classmethod
+    def decode(cls, body: bytes, name: str) -> Self:
+        """`ManifestParseError` if it is none. What later versions add is ignored."""
+        import yaml
+
+        try:
+            fields = dict(yaml.safe_load(body))
+            return cls(**{f.name: fields[f.name] for f in dataclass_fields(cls) if f.name in fields})
+        except (yaml.YAMLError, ValueError, TypeError, RecursionError) as exc:
+            raise ManifestParseError(f"the run record cannot be read: {exc}", name=name) from exc
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordedRun:
+    """A run record as found. `record` is None if it cannot be read; `modified` is by the store's clock."""
+
+    name: str
+    run_id: str
+    modified: datetime
+    record: RunRecord | None
+
+    def alive(self, now: datetime) -> bool:
+        """Whether its execution may still be at work at the store's time `now`.
+
+        Judged by when the record was last written, on the store's clock: a wrong clock of the writer's host counts for
+        nothing. A record that cannot be read is given the benefit of the doubt.
+        """
+        running = self.record is None or self.record.status == "running"
+        return running and now - self.modified < LEASE
+
+
+def recorded_runs(store: ObjectStore) -> Iterator[RecordedRun]:
+    """Every run record of the prefix, oldest first by name; those of other writers of the format too."""
+    for info in store.list(RUNS):
+        run_id = parse_run_record_name(info.name)
+        if run_id is None:
+            continue
+        try:
+            stored = store.get(info.name)
+        except ObjectNotFoundError:  # deleted since it was listed
+            continue
+        try:
+            record = RunRecord.decode(stored.body, info.name)
+        except ManifestParseError as exc:
+            _log.warning("%s: %s", store.url, exc)
+            record = None
+        yield RecordedRun(name=info.name, run_id=run_id, modified=stored.info.modified, record=record)
 
 
 class RunLease:

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from shardyfusion.layout import timestamp
 from shardyfusion.manifest import RESERVED_CUSTOM, Manifest, ManifestRef, ShardRecord
-from shardyfusion.reader.router import ShardPlace
 from shardyfusion.serde.keys import KeyEncoding
+from shardyfusion.shard_places import ShardPlace
 from shardyfusion.type_defs import BackendName
 
 

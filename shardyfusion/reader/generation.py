@@ -15,8 +15,9 @@ from shardyfusion.local_cache import cached_name
 from shardyfusion.manifest import Manifest, ManifestRef, ShardRecord
 from shardyfusion.reader.details import ShardDetails, SnapshotInfo, describe_shard, describe_snapshot
 from shardyfusion.reader.local_root import LocalRoot
-from shardyfusion.reader.router import KeyPlacer, ShardPlace, locate_shards
+from shardyfusion.reader.router import KeyPlacer
 from shardyfusion.shard_contract import ShardReader, ShardReaderFactory, ShardSource
+from shardyfusion.shard_places import ShardPlace, locate_shards
 from shardyfusion.slatedb_adapter import SlateDbReaderFactory
 from shardyfusion.sqlite_adapter import SqliteReaderFactory
 from shardyfusion.storage import ObjectStore, StoreAddress, open_store

@@ -28,6 +28,15 @@ class StoredObject:
     body: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class PendingUpload:
+    """An upload that has begun and has made no object: in progress, or left behind by a process that died."""
+
+    name: str
+    upload_id: str
+    started: datetime
+
+
 class ObjectStore(Protocol):
     """Objects below one root URL, by relative name.
 
@@ -78,4 +87,16 @@ class ObjectStore(Protocol):
 
     def delete(self, names: Iterable[str]) -> None:
         """Remove objects; a name that is not there is no error."""
+        ...
+
+    def pending_uploads(self, prefix: str = "") -> Iterator[PendingUpload]:
+        """Unfinished uploads of objects whose name starts with `prefix`: they take space and show in no listing."""
+        ...
+
+    def abort_uploads(self, uploads: Iterable[PendingUpload]) -> None:
+        """Give up unfinished uploads; one that has ended meanwhile is no error."""
+        ...
+
+    def now(self) -> datetime:
+        """The time by the clock that sets `modified`, to its precision (whole seconds on S3)."""
         ...

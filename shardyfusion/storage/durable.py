@@ -19,7 +19,7 @@ from shardyfusion.errors import StorageError, StoreAccessError, StoreUnavailable
 RESERVED = ".shardyfusion-"
 """File names of ours that are no objects begin with this."""
 
-_LOCK_FILE = f"{RESERVED}lock"
+LOCK_FILE = f"{RESERVED}lock"
 _LOCK_POLL_SECONDS = 0.002
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -89,7 +89,7 @@ def locked(directory: Path, *, timeout_seconds: float = 30.0) -> Generator[None]
     The lock file is removed while it is held. A waiter may thus lock a file that is no longer there; it compares
     inodes and tries again.
     """
-    path = directory / _LOCK_FILE
+    path = directory / LOCK_FILE
     deadline = time.monotonic() + timeout_seconds
     while (fd := _try_lock(path)) is None:
         if time.monotonic() > deadline:

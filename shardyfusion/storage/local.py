@@ -9,14 +9,16 @@ import errno
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from shardyfusion.errors import ObjectExistsError, ObjectNotFoundError, StorageError, UnsafeStoreError
-from shardyfusion.storage.contract import ObjectInfo, StoredObject
+from shardyfusion.storage.contract import ObjectInfo, PendingUpload, StoredObject
 from shardyfusion.storage.durable import (
+    LOCK_FILE,
     RESERVED,
     locked,
     open_beside,
@@ -113,6 +115,33 @@ class LocalStore:
                 with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError), locked(target.parent):
                     target.unlink()
                 self._prune(target.parent)
+
+    def pending_uploads(self, prefix: str = "") -> Iterator[PendingUpload]:
+        """What writers that were killed left: files that never got the name of their object, which is not known."""
+        for path in sorted(self._root.rglob(f"{RESERVED}*")):
+            name = path.relative_to(self._root).as_posix()
+            # A lock file goes with its holder; to remove it under one would let two hold the lock.
+            if path.name != LOCK_FILE and name.startswith(prefix):
+                with suppress(FileNotFoundError):
+                    yield PendingUpload(name, path.name, _modified(path.stat()))
+
+    def abort_uploads(self, uploads: Iterable[PendingUpload]) -> None:
+        for upload in uploads:
+            path = self._root / upload.name
+            if path.name.startswith(RESERVED) and path.name != LOCK_FILE:
+                with translated_os_errors("delete", f"{self.url}/{upload.name}"), suppress(FileNotFoundError):
+                    path.unlink()
+                self._prune(path.parent)
+
+    def now(self) -> datetime:
+        # The clock of the file system, which on a network is not ours. Who may not write has to take ours.
+        try:
+            with tempfile.TemporaryFile(prefix=RESERVED, dir=self._root) as file:
+                file.write(b"now")
+                file.flush()
+                return _modified(os.fstat(file.fileno()))
+        except OSError:
+            return datetime.now(UTC)
 
     def _prune(self, directory: Path) -> None:
         """Remove directories that a deletion has emptied. Whoever creates an object there meanwhile makes them anew."""
@@ -227,8 +256,11 @@ def _describe(name: str, path: Path) -> ObjectInfo:
 
 
 def _info(name: str, status: os.stat_result, body: bytes | None) -> ObjectInfo:
-    modified = _EPOCH + timedelta(microseconds=status.st_mtime_ns // 1000)
-    return ObjectInfo(name, status.st_size, modified, _etag(status, body))
+    return ObjectInfo(name, status.st_size, _modified(status), _etag(status, body))
+
+
+def _modified(status: os.stat_result) -> datetime:
+    return _EPOCH + timedelta(microseconds=status.st_mtime_ns // 1000)
 
 
 def _etag(status: os.stat_result, body: bytes | None) -> str:

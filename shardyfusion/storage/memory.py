@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Lock
 
 from shardyfusion.errors import ObjectExistsError, ObjectNotFoundError, StorageError
-from shardyfusion.storage.contract import ObjectInfo, StoredObject
+from shardyfusion.storage.contract import ObjectInfo, PendingUpload, StoredObject
 from shardyfusion.storage.durable import translated_os_errors
 from shardyfusion.storage.names import check_object_name
 
@@ -102,6 +102,16 @@ class MemoryStore:
             key = self._key(name)
             with self._space.lock:
                 self._space.objects.pop(key, None)
+
+    def pending_uploads(self, prefix: str = "") -> Iterator[PendingUpload]:
+        del prefix  # an object is stored whole or not at all
+        return iter(())
+
+    def abort_uploads(self, uploads: Iterable[PendingUpload]) -> None:
+        del uploads
+
+    def now(self) -> datetime:
+        return datetime.now(UTC)
 
     def _key(self, name: str) -> str:
         return self._prefix + check_object_name(name)

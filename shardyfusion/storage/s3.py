@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardyfusion.errors import ObjectNotFoundError, StorageError, StoreAccessError, StoreUnavailableError
 from shardyfusion.storage.address import StoreAddress
-from shardyfusion.storage.contract import ObjectInfo, StoredObject
+from shardyfusion.storage.contract import ObjectInfo, PendingUpload, StoredObject
 from shardyfusion.storage.durable import translated_os_errors
 from shardyfusion.storage.names import check_object_name
 from shardyfusion.storage.s3_connection import ResolvedS3, resolve_s3, s3_client
@@ -124,6 +126,41 @@ class S3Store:
                     for key in batch:
                         self._client.delete_object(Bucket=self._bucket, Key=key)
 
+    def pending_uploads(self, prefix: str = "") -> Iterator[PendingUpload]:
+        pages = iter(
+            self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self._bucket, Prefix=self._prefix + prefix
+            )
+        )
+        cut = len(self._prefix)
+        while True:
+            with translated_s3_errors("list the unfinished uploads of", f"{self.url}/{prefix}"):
+                page = next(pages, None)
+            if page is None:
+                return
+            for found in page.get("Uploads", []):
+                name, upload_id, started = found.get("Key", "")[cut:], found.get("UploadId"), found.get("Initiated")
+                if name and upload_id and started:
+                    yield PendingUpload(name, upload_id, started)
+
+    def abort_uploads(self, uploads: Iterable[PendingUpload]) -> None:
+        for upload in uploads:
+            with (
+                translated_s3_errors("abort the upload of", f"{self.url}/{upload.name}"),
+                _no_such_upload_is_fine(),
+            ):
+                self._client.abort_multipart_upload(
+                    Bucket=self._bucket, Key=self._key(upload.name), UploadId=upload.upload_id
+                )
+
+    def now(self) -> datetime:
+        with translated_s3_errors("list", self.url):
+            reply = self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
+        date = reply["ResponseMetadata"]["HTTPHeaders"].get("date")
+        if date is None:
+            raise StorageError(f"{self.url} sends no Date with its answers, so ages cannot be told by its clock")
+        return parsedate_to_datetime(date)
+
     @property
     def _client(self) -> S3Client:
         """The client, or another one in a forked child."""
@@ -181,6 +218,17 @@ class S3Store:
         except StoreAccessError:
             pass  # without permission to list a bucket one may still read objects; it does exist
         self._bucket_seen = True
+
+
+@contextmanager
+def _no_such_upload_is_fine() -> Generator[None]:
+    from botocore.exceptions import ClientError
+
+    try:
+        yield
+    except ClientError as exc:
+        if exc.response.get("Error", {}).get("Code") != "NoSuchUpload":
+            raise
 
 
 def _transfer_config() -> TransferConfig:

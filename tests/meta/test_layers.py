@@ -12,11 +12,21 @@ PACKAGE = Path(__file__).parents[2] / "shardyfusion"
 LAYERS = [  # lower never imports higher; siblings in the upper rows never import each other
     {"errors", "type_defs", "layout", "_optional"},
     {"serde", "routing", "manifest"},
-    {"storage", "credentials", "retry", "limits", "local_cache", "shard_contract", "commits", "run_registry"},
+    {
+        "storage",
+        "credentials",
+        "retry",
+        "limits",
+        "local_cache",
+        "shard_contract",
+        "commits",
+        "run_registry",
+        "shard_places",
+    },
     {"sqlite_adapter", "slatedb_adapter"},
     {"config"},
-    {"writer", "reader"},
-    {"cli"},
+    {"writer", "reader", "operations"},
+    {"cli", "testing"},
 ]
 FREE = {0, 1, 2}
 HEIGHT = {name: i for i, row in enumerate(LAYERS) for name in row}

@@ -8,8 +8,9 @@ import pytest
 
 from shardyfusion.errors import ConfigValidationError, ReaderStateError
 from shardyfusion.manifest import Manifest, ShardingSpec, ShardRecord
-from shardyfusion.reader.router import KeyPlacer, ShardPlace, locate_shard, locate_shards
+from shardyfusion.reader.router import KeyPlacer
 from shardyfusion.serde.keys import KeyEncoding
+from shardyfusion.shard_places import ShardPlace, locate_shard, locate_shards
 
 OLD, NEW = "s3://old/snap", "file:///data/copy"
 
