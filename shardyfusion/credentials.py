@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from shardyfusion.errors import CredentialsError
+from shardyfusion.masking import remember_secret
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +15,10 @@ class S3Credentials:
     access_key_id: str
     secret_access_key: str = field(repr=False)
     session_token: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        remember_secret(self.secret_access_key)
+        remember_secret(self.session_token)
 
 
 class CredentialProvider(Protocol):

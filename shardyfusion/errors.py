@@ -23,6 +23,7 @@ Nothing else lives here. Foreign exceptions are translated where they are met an
     │   └── PublishUnknownError           retryable: the commit may still appear; rerun with the same run_id
     ├── PublishCurrentError               retryable: committed, but the _CURRENT pointer lags behind
     ├── StaleBuildError                   a build that started later has been published
+    ├── HeadMovedError                    another commit came first: nothing was changed, look at it and ask again
     ├── RunConflictError                  this run_id belongs to another request, or was cleaned up
     │   └── RunExpiredError               cleanup has given up this run_id
     ├── CommitLogError                    the commit log is broken or was replaced underneath us
@@ -38,24 +39,27 @@ from __future__ import annotations
 
 from typing import Any, Self
 
+from shardyfusion.masking import masked
+
 
 class ShardyfusionError(Exception):
     """Base of everything this library raises on purpose.
 
     `retryable` says whether the same call can succeed later without a change by the caller; `facts` are the
-    shard, URL, column, key or run id that the message is about. Both survive pickling between processes.
+    shard, URL, column, key or run id that the message is about. Both survive pickling between processes. Secrets in
+    a message, such as those that a store or a user's code put into theirs, are masked.
     """
 
     retryable = False
 
     def __init__(self, message: str, **facts: Any) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = masked(message)
         self.facts = facts
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         tail = ", ".join(f"{name}={value!r}" for name, value in self.facts.items())
-        return f"{self.message} [{tail}]" if tail else self.message
+        return f"{self.message} [{masked(tail)}]" if tail else self.message
 
     def detached(self) -> Self:
         """This error without its chain and traceback, to be sent between processes as data.
@@ -135,6 +139,9 @@ class PublishCurrentError(ShardyfusionError):
 
 
 class StaleBuildError(ShardyfusionError): ...
+
+
+class HeadMovedError(ShardyfusionError): ...
 
 
 class RunConflictError(ShardyfusionError): ...

@@ -91,6 +91,12 @@ def outcome_name(run_id: str) -> str:
     return f"{OUTCOMES}{run_id}.json"
 
 
+def parse_outcome_name(name: str) -> str | None:
+    """The run id of an outcome's name, or None for any other object."""
+    run_id = name.removeprefix(OUTCOMES).removesuffix(".json")
+    return run_id if name == outcome_name(run_id) and "/" not in run_id else None
+
+
 def run_record_name(stamp: str, run_id: str, execution: str) -> str:
     """`execution` is 32 hex digits: one record per execution, even of one run id."""
     return f"{RUNS}{stamp}_run_id={run_id}_{execution}/run.yaml"

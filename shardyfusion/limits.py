@@ -6,12 +6,18 @@ One limiter limits whoever shares it; how a limit for a whole job is divided amo
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from threading import Lock
 from types import NoneType
+from typing import TYPE_CHECKING
 
 from shardyfusion.type_defs import require, require_type
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pyarrow as pa
 
 _LONGEST_SLEEP = 60.0
 
@@ -78,10 +84,33 @@ class RateLimiter:
             self._sleep(min(seconds, _LONGEST_SLEEP))
             seconds -= _LONGEST_SLEEP
 
-    def batch_rows(self, default: int) -> int:
-        """How many rows to write at a time: `default`, or what one second admits if that is less."""
-        rate = self._limits.max_writes_per_second
-        return default if rate is None else max(1, min(default, int(rate)))
+    def paced(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        """A batch of keys and values in slices, each given out when it may be written.
+
+        A slice is what one second admits, at most; a row that is more by itself comes alone, and waits in proportion.
+        """
+        if self._buckets == (None, None) or len(batch) == 0:
+            yield batch
+            return
+        rows, nbytes = self._limits.max_writes_per_second, self._limits.max_write_bytes_per_second
+        ends = _payload_ends(batch)
+        start, before = 0, 0
+        while start < len(batch):
+            stop = len(batch) if rows is None else min(len(batch), start + max(1, int(rows)))
+            if nbytes is not None:
+                stop = max(start + 1, min(stop, int(ends.searchsorted(before + nbytes, side="right"))))
+            self.acquire(stop - start, int(ends[stop - 1]) - before)
+            yield batch.slice(start, stop - start)
+            start, before = stop, int(ends[stop - 1])
+
+
+def _payload_ends(batch: pa.RecordBatch) -> npt.NDArray[np.int64]:
+    """Bytes of keys and values up to and with each row."""
+    import numpy as np
+    import pyarrow.compute as pc
+
+    lengths = [pc.call_function("binary_length", [column]).to_numpy(zero_copy_only=False) for column in batch.columns]
+    return np.cumsum(np.sum(lengths, axis=0, dtype=np.int64), dtype=np.int64)
 
 
 class _Bucket:

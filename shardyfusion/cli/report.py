@@ -6,12 +6,11 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
-from itertools import islice
 from typing import Any
 
-from shardyfusion.commits import CommitLog, manifest_name_of, served_manifest
+from shardyfusion.commits import CommitLog, listed_manifests, manifest_name_of, served_manifest
 from shardyfusion.errors import ConfigValidationError
-from shardyfusion.layout import MANIFESTS, join_url, parse_manifest_name, timestamp
+from shardyfusion.layout import join_url, timestamp
 from shardyfusion.manifest import ManifestRef
 from shardyfusion.reader import ShardDetails, SnapshotInfo
 from shardyfusion.serde.keys import KeyEncoding, shown
@@ -48,17 +47,8 @@ def history_rows(store: ObjectStore, limit: int) -> list[dict[str, Any]]:
 
 
 def _manifest_rows(store: ObjectStore, served: ManifestRef, limit: int) -> list[dict[str, Any]]:
-    served_name = manifest_name_of(store, served.ref)
-    named = [(parse_manifest_name(info.name), info.name) for info in store.list(MANIFESTS)]
-    newest_first = sorted(((*parsed, name) for parsed, name in named if parsed), key=lambda row: row[0], reverse=True)
-    return [
-        _row(
-            ManifestRef(ref=join_url(store.url, name), run_id=run_id, published_at=published_at),
-            kind="manifest",
-            served=name == served_name,
-        )
-        for published_at, run_id, name in islice(newest_first, limit)
-    ]
+    served_url = join_url(store.url, manifest_name_of(store, served.ref))
+    return [_row(ref, kind="manifest", served=ref.ref == served_url) for ref in listed_manifests(store)[:limit]]
 
 
 def _row(ref: ManifestRef, *, kind: str, served: bool) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from shardyfusion.errors import ObjectExistsError, ObjectNotFoundError, StorageError, StoreUnavailableError
+from shardyfusion.errors import ObjectExistsError, StorageError, StoreUnavailableError
 from shardyfusion.layout import join_url
 from shardyfusion.storage import ObjectStore
 
@@ -37,7 +37,7 @@ def create_once(
         except ObjectExistsError:
             try:
                 stored = store.get(name).body
-            except (ObjectNotFoundError, StoreUnavailableError) as exc:
+            except StorageError as exc:  # not there yet, or not to be read now: it may be ours
                 unknown = exc
             else:
                 return stored, stored == body

@@ -9,6 +9,7 @@ import logging
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from typing import Any
 
 from shardyfusion.commits.create import Patience, create_once
 from shardyfusion.commits.records import (
@@ -51,7 +52,17 @@ class CommitLog:
 
     def state(self, *, known_seq: int = 0) -> LogState:
         """Pointer and head. `known_seq` is a number that the caller has seen exist: probing starts no lower."""
-        pointer = self._pointer()
+        state = self._look_from(self._pointer(), known_seq)
+        while state.foreign is not None:
+            # Between the two reads it may have been committed over, replaced, and its successor committed over: that
+            # head names only the successor. So it counts as newer than the head only if it still stands after it.
+            pointer = self._pointer()
+            if pointer is not None and pointer.body_sha256 == state.foreign.body_sha256:
+                break
+            state = self._look_from(pointer, known_seq)
+        return state
+
+    def _look_from(self, pointer: Pointer | None, known_seq: int) -> LogState:
         if pointer is not None and pointer.seq is not None:
             start = max(pointer.seq, known_seq)
             record = self.read(start) if start else None
@@ -134,7 +145,6 @@ class CommitLog:
         start: BuildStart,
         check_winners: Callable[[], None],
         force: bool = False,
-        kind: str = "build",
     ) -> CommitRecord:
         """Commit a full build as the next record, or return the record that this run id already has.
 
@@ -142,48 +152,54 @@ class CommitLog:
         Raises: StaleBuildError, RunExpiredError, CommitLogError, PublishUnknownError, PublishManifestError.
         """
         write_id = uuid.uuid4().hex
-        seen = start.base
+        seen = checked = start.base
         while True:
             state = self.state(known_seq=seen)
             head_seq = state.head.seq if state.head else 0
-            committed = self._check_since(start, head_seq, run_id)
+            committed = self._check_since(start, head_seq, run_id, checked)
             if committed is not None:
                 return committed
+            checked = head_seq
             if not force:
                 _check_not_stale(start, state, run_id)
             check_winners()
-            record = CommitRecord(
-                log=state.head.log if state.head else uuid.uuid4().hex,
-                seq=head_seq + 1,
-                parent=(state.head.seq, state.head.write_id) if state.head else None,
-                kind=kind,
+            record = next_record(
+                state,
+                kind="build",
                 run_id=run_id,
                 manifest_ref=manifest_ref,
                 manifest_sha256=manifest_sha256,
                 write_id=write_id,
                 base=start.base,
                 started_at=start.started_at,
-                committed_at=datetime.now(UTC),
-                over=state.foreign.body_sha256 if state.foreign else state.head.over if state.head else None,
             )
-            if self._create_record(record):
+            if self.create(record):
                 return record
             seen = record.seq
 
-    def _create_record(self, record: CommitRecord) -> bool:
+    def find_build(self, run_id: str, start: BuildStart) -> CommitRecord | None:
+        """The commit that this run id has made since its build began. `RunExpiredError` if a cleanup gave it up."""
+        head = self.state(known_seq=start.base).head
+        return self._check_since(start, head.seq if head else 0, run_id)
+
+    def create(self, record: CommitRecord) -> bool:
+        """Store a record under its number; False if another has it. `PublishUnknownError` if it may still land."""
         name = commit_name(record.seq)
         try:
             _, ours = create_once(self._store, name, record.encode(), content_type=JSON_TYPE, patience=self._patience)
         except StoreUnavailableError as exc:
             raise PublishUnknownError(
-                f"commit {record.seq} may or may not have landed; rerun with run_id={record.run_id!r} to finish",
+                f"commit {record.seq} may or may not have landed, nothing was deleted; {_how_to_finish(record)}",
                 run_id=record.run_id,
                 manifest_ref=record.manifest_ref,
             ) from exc
         return ours
 
-    def _check_since(self, start: BuildStart, head_seq: int, run_id: str) -> CommitRecord | None:
-        """Read every record since the build's base: our own commit, our expiry, or a broken log."""
+    def _check_since(
+        self, start: BuildStart, head_seq: int, run_id: str, checked: int | None = None
+    ) -> CommitRecord | None:
+        """Read every record since the build's base, or since the last one checked: our own commit, our expiry, or a
+        broken log."""
         if head_seq < start.base:
             raise CommitLogError(
                 f"the log ended at {start.base} when this build started and ends at {head_seq} now; it was replaced",
@@ -191,7 +207,7 @@ class CommitLog:
                 run_id=run_id,
             )
         mine: CommitRecord | None = None
-        for record in self.records(start.base + 1, head_seq):
+        for record in self.records((start.base if checked is None else checked) + 1, head_seq):
             if start.log is not None and record.log != start.log:
                 raise CommitLogError(
                     "the commit log was replaced during the build", prefix=self._store.url, run_id=run_id
@@ -215,16 +231,18 @@ class CommitLog:
             try:
                 state = self.state(known_seq=committed.seq)
                 head = state.head or committed
-                if state.foreign or (state.pointer and (state.pointer.seq or 0) >= head.seq):
+                if not head.manifest_ref or state.foreign or _has_reached(state.pointer, head):
                     return
                 self._put_pointer(head, state.pointer)
                 failure = None
             except (ObjectExistsError, ObjectNotFoundError, StoreUnavailableError) as exc:
                 failure = exc  # someone else moved it, or the answer was lost: look again
             except (StorageError, ManifestParseError) as exc:
-                raise _pointer_lags(committed) from exc
+                raise _pointer_lags(committed, exc) from exc
             if patience.clock() >= until:
-                raise _pointer_lags(committed) from failure
+                if failure is None:
+                    return  # moved, if late: whoever has committed since moves it on
+                raise _pointer_lags(committed, failure) from failure
             if failure is not None:
                 patience.sleep(patience.pause_seconds)
 
@@ -241,10 +259,38 @@ class CommitLog:
             self._store.put(self._pointer_name, body, content_type=JSON_TYPE)
 
 
-def _pointer_lags(record: CommitRecord) -> PublishCurrentError:
+def next_record(
+    state: LogState, *, write_id: str | None = None, takes_over: bool = True, **fields: Any
+) -> CommitRecord:
+    """The record that would follow the head of `state`; `fields` are those that the kind of change decides.
+
+    With `takes_over` it is published over whatever the pointer names now, a foreign snapshot included.
+    """
+    head, foreign = state.head, state.foreign if takes_over else None
+    return CommitRecord(
+        log=head.log if head else uuid.uuid4().hex,
+        seq=head.seq + 1 if head else 1,
+        parent=(head.seq, head.write_id) if head else None,
+        write_id=write_id or uuid.uuid4().hex,
+        committed_at=datetime.now(UTC),
+        over=foreign.body_sha256 if foreign else head.over if head else None,
+        over_ref=foreign.ref.ref if foreign else head.over_ref if head else None,
+        **fields,
+    )
+
+
+def _how_to_finish(record: CommitRecord) -> str:
+    return f"{f'rerun with run_id={record.run_id!r}' if record.kind == 'build' else 'run the same again'} to finish"
+
+
+def _has_reached(pointer: Pointer | None, head: CommitRecord) -> bool:
+    """A number counts within its log: a pointer that outlived its own may have a higher one."""
+    return pointer is not None and (pointer.seq or 0) >= head.seq and pointer.ref.log == head.log
+
+
+def _pointer_lags(record: CommitRecord, why: Exception) -> PublishCurrentError:
     return PublishCurrentError(
-        f"commit {record.seq} is durable, but _CURRENT could not be moved to it; "
-        f"rerun with run_id={record.run_id!r} to finish",
+        f"commit {record.seq} is durable, but _CURRENT could not be moved to it: {why}; {_how_to_finish(record)}",
         run_id=record.run_id,
         manifest_ref=record.manifest_ref,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from dataclasses import fields as dataclass_fields
 from datetime import UTC, datetime
@@ -12,6 +12,7 @@ from typing import Any, Self
 from shardyfusion.errors import ManifestParseError
 from shardyfusion.layout import SQLITE_TYPE, parse_commit_name, parse_timestamp, timestamp
 from shardyfusion.manifest import ManifestRef
+from shardyfusion.serde.checked_json import decode_checked, encode_checked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +20,9 @@ class CommitRecord:
     """One numbered, create-only change of what is served.
 
     `base` (the head when the build started) and `started_at` (the store's clock) order full builds. `over` is the
-    sha256 of the last pointer of another writer that this log knows of. `expired` names what a cleanup gave up.
+    sha256 of the last pointer of another writer that this log knows of, `over_ref` the manifest which that one named.
+    `expired` names the run ids and manifests that a cleanup gave up. `manifest_ref` is empty in a log that serves
+    nothing, as when a cleanup made its first record.
     """
 
     log: str
@@ -34,6 +37,7 @@ class CommitRecord:
     started_at: datetime
     committed_at: datetime
     over: str | None = None
+    over_ref: str | None = None
     expired: tuple[str, ...] = ()
     operation_id: str | None = None
 
@@ -44,12 +48,12 @@ class CommitRecord:
             "started_at": timestamp(self.started_at),
             "committed_at": timestamp(self.committed_at),
         }
-        return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+        return encode_checked(fields)
 
     @classmethod
     def decode(cls, body: bytes, name: str) -> Self:
         try:
-            fields = dict(json.loads(body))
+            fields = decode_checked(body)
             if fields.pop("format") != 1:
                 raise ValueError("unknown format")
             for moment in ("started_at", "committed_at"):
@@ -104,12 +108,12 @@ def encode_pointer(record: CommitRecord) -> bytes:
         "write_id": record.write_id,
         "manifest_sha256": record.manifest_sha256,
     }
-    return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+    return encode_checked(fields)
 
 
 def decode_pointer(body: bytes, *, url: str, etag: str, modified: datetime) -> Pointer:
     try:
-        fields: dict[str, Any] = dict(json.loads(body))
+        fields = decode_checked(body)
         seq = fields.get("seq")
         if seq is not None and (type(seq) is not int or seq < 1):
             raise ValueError(f"seq is {seq!r}")
@@ -125,7 +129,10 @@ def decode_pointer(body: bytes, *, url: str, etag: str, modified: datetime) -> P
             sha256=fields.get("manifest_sha256"),
         )
     except (ValueError, KeyError, TypeError, OverflowError, OSError, RecursionError) as exc:
-        raise ManifestParseError(f"the pointer {url} cannot be read: {exc!r}") from exc
+        raise ManifestParseError(
+            f"the pointer {url} cannot be read: {exc!r}; if only this library publishes here, delete it: readers then "
+            "find the newest commit by listing, and the next write makes a new one"
+        ) from exc
     return Pointer(ref=ref, seq=seq, etag=etag, modified=modified, body_sha256=hashlib.sha256(body).hexdigest())
 
 
@@ -148,7 +155,7 @@ class LogState:
     def served(self) -> ManifestRef | None:
         if self.foreign:
             return self.foreign.ref
-        return self.head.to_ref() if self.head else None
+        return self.head.to_ref() if self.head and self.head.manifest_ref else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,3 +165,10 @@ class BuildStart:
     base: int
     started_at: datetime
     log: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"base": self.base, "started_at": timestamp(self.started_at), "log": self.log}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        return cls(base=fields["base"], started_at=parse_timestamp(fields["started_at"]), log=fields["log"])

@@ -1,11 +1,13 @@
-"""What readers ask of a prefix: which manifest is served now, and what it says."""
+"""What readers ask of a prefix: which manifest is served now, what it says, and what was served before it."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 
 from shardyfusion.commits.log import CommitLog
-from shardyfusion.errors import ManifestParseError, ObjectNotFoundError, SnapshotNotFoundError
+from shardyfusion.commits.records import CommitRecord
+from shardyfusion.errors import CommitLogError, ManifestParseError, ObjectNotFoundError, SnapshotNotFoundError
 from shardyfusion.layout import COMMITS, CURRENT, MANIFESTS, join_url, name_under, parse_manifest_name
 from shardyfusion.manifest import Manifest, ManifestRef, decode_manifest
 from shardyfusion.storage import ObjectStore
@@ -55,3 +57,49 @@ def load_manifest(store: ObjectStore, ref: ManifestRef) -> Manifest:
         return decode_manifest(body)
     except ManifestParseError as exc:
         raise ManifestParseError(f"{join_url(store.url, name)}: {exc.message}", **exc.facts) from exc
+
+
+def snapshots_before(store: ObjectStore, ref: ManifestRef, *, pointer_name: str = CURRENT) -> Iterator[ManifestRef]:
+    """What was served before `ref`, which is served now: the newest first, and only what may be served again.
+
+    What a rollback has withdrawn is left out, and a snapshot that a cleanup has expired ends it. In a prefix without
+    commits, it is the manifests older than that one. `ManifestParseError`, `CommitLogError`: the log is damaged there.
+    """
+    log = CommitLog(store, pointer_name=pointer_name)
+    head = log.state(known_seq=ref.seq or 0).head
+    if head is None:
+        published = parse_manifest_name(manifest_name_of(store, ref.ref))
+        yield from (older for older in listed_manifests(store) if published and older.published_at < published[0])
+        return
+    expired: set[str] = set()
+    repeated = ref.ref if ref.seq else None  # all until the record that first served it is withdrawn, or the same
+    for record in _downward(log, head):
+        expired.update(record.expired)
+        if repeated is None and record.manifest_ref:
+            if {record.run_id, manifest_name_of(store, record.manifest_ref)} & expired:
+                return
+            yield record.to_ref()
+            repeated = record.manifest_ref
+        if record.manifest_ref == repeated and record.kind not in ("rollback", "cleanup"):
+            repeated = None
+
+
+def _downward(log: CommitLog, record: CommitRecord) -> Iterator[CommitRecord]:
+    yield record
+    while record.parent is not None:
+        below = log.read(record.seq - 1)
+        if below is None or (below.seq, below.write_id) != record.parent:
+            raise CommitLogError(f"commit {record.seq} does not follow what is stored as commit {record.seq - 1}")
+        record = below
+        yield record
+
+
+def listed_manifests(store: ObjectStore) -> list[ManifestRef]:
+    """Every manifest that is stored, whether or not it was ever served, by the time in its name, newest first."""
+    named = [(parse_manifest_name(info.name), info.name) for info in store.list(MANIFESTS)]
+    refs = [
+        ManifestRef(ref=join_url(store.url, name), run_id=parsed[1], published_at=parsed[0])
+        for parsed, name in named
+        if parsed
+    ]
+    return sorted(refs, key=lambda ref: ref.published_at, reverse=True)

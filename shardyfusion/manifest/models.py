@@ -80,7 +80,9 @@ class Manifest:
         """What wrote the shards, if the manifest says so (the reference's do not)."""
         ours = self.custom.get("shardyfusion")
         name = ours.get("backend") if isinstance(ours, dict) else None  # pyright: ignore[reportUnknownMemberType]
-        return name if name in ("sqlite", "slatedb") else None
+        if name in ("sqlite", "slatedb"):
+            return name
+        return next((record.backend for record in self.shards if record.backend), None)
 
 
 @dataclass(frozen=True, kw_only=True)

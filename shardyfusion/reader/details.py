@@ -20,7 +20,8 @@ class SnapshotInfo:
 
     `prefix` is where it is read, `manifest_ref` the URL that was published; `seq` is its commit's number, None where
     only another writer's pointer names it. `shards` counts the shards with rows, out of `num_dbs`; `backend` is None
-    for an empty snapshot that does not record one. `custom` is what the writer's config stored there.
+    for an empty snapshot that does not record one. `custom` is what the writer's config stored there. `fallback_from`
+    is set where this is an older snapshot: the URL of the newest manifest, which could not be read.
     """
 
     prefix: str
@@ -37,13 +38,15 @@ class SnapshotInfo:
     sharding: Literal["hash", "cel"]
     backend: BackendName | None
     custom: Mapping[str, Any]
+    fallback_from: str | None = None
 
     def __repr__(self) -> str:
         commit = "no commit" if self.seq is None else f"commit {self.seq}"
         return (
             f"SnapshotInfo({self.prefix}: run {self.run_id!r}, {commit}, published {timestamp(self.published_at)}, "
             f"{self.rows:,} rows in {self.shards} of {self.num_dbs} shards, {self.db_bytes:,} bytes, "
-            f"{self.backend or 'no'} backend, {self.sharding} sharding, {self.key_encoding.value} keys)"
+            f"{self.backend or 'no'} backend, {self.sharding} sharding, {self.key_encoding.value} keys"
+            f"{f', instead of the unreadable {self.fallback_from}' if self.fallback_from else ''})"
         )
 
 
@@ -65,7 +68,7 @@ class ShardDetails:
 
 
 def describe_snapshot(
-    ref: ManifestRef, manifest: Manifest, *, prefix: str, backend: BackendName | None
+    ref: ManifestRef, manifest: Manifest, *, prefix: str, backend: BackendName | None, fallback_from: str | None
 ) -> SnapshotInfo:
     filled = [record for record in manifest.shards if record.db_url is not None]
     return SnapshotInfo(
@@ -83,6 +86,7 @@ def describe_snapshot(
         sharding=manifest.sharding.strategy,
         backend=backend,
         custom={name: value for name, value in manifest.custom.items() if name not in RESERVED_CUSTOM},
+        fallback_from=fallback_from,
     )
 
 

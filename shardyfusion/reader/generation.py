@@ -5,11 +5,14 @@ Which shard a key belongs to is decided in `router.py`; the caller swaps and clo
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
 
-from shardyfusion.commits import load_manifest, served_manifest
-from shardyfusion.errors import ConfigValidationError, ReaderStateError
+from shardyfusion.commits import load_manifest, served_manifest, snapshots_before
+from shardyfusion.errors import ConfigValidationError, ManifestParseError, ReaderStateError
 from shardyfusion.layout import SQLITE_FILE, join_url
 from shardyfusion.local_cache import cached_name
 from shardyfusion.manifest import Manifest, ManifestRef, ShardRecord
@@ -22,6 +25,16 @@ from shardyfusion.slatedb_adapter import SlateDbReaderFactory
 from shardyfusion.sqlite_adapter import SqliteReaderFactory
 from shardyfusion.storage import ObjectStore, StoreAddress, open_store
 from shardyfusion.type_defs import BackendName, require
+
+_log = logging.getLogger(__name__)
+
+
+class Opened(NamedTuple):
+    """A snapshot with its shards. `fallback_from` is the URL of the served manifest, if that could not be read."""
+
+    ref: ManifestRef
+    generation: Generation
+    fallback_from: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,11 +61,33 @@ class SnapshotSource:
     def served(self, after: ManifestRef | None = None) -> ManifestRef:
         return served_manifest(self.store, after=after, pointer_name=self.pointer_name)
 
+    def open(self, max_fallbacks: int) -> Opened:
+        """What is served, or, where its manifest cannot be read, the newest of so many older snapshots that can be."""
+        ref = self.served()
+        try:
+            return Opened(ref, self.load(ref))
+        except ManifestParseError as exc:
+            for older in islice(snapshots_before(self.store, ref, pointer_name=self.pointer_name), max_fallbacks):
+                try:
+                    generation = self.load(older)
+                except ManifestParseError as also:
+                    _log.warning("cannot fall back to run %r: %s", older.run_id, also)
+                    continue
+                _log.warning(
+                    "%s: serving the older run %r (commit %s), because the newest manifest cannot be read: %s",
+                    self.store.url,
+                    older.run_id,
+                    older.seq,
+                    exc,
+                )
+                return Opened(older, generation, fallback_from=ref.ref)
+            raise
+
     def load(self, ref: ManifestRef) -> Generation:
         """Fetch the manifest and decide everything about it that can be wrong; no shard is opened."""
         manifest = load_manifest(self.store, ref)
         places = locate_shards(manifest, self.address.url, allow_external=self.allow_external_shards)
-        backend = _recorded_backend(manifest)
+        backend = manifest.backend
         factory = self.reader_factory
         if factory is None and places:
             backend = backend or _detect_backend(self.store_at(next(iter(places.values())).root_url), places)
@@ -131,8 +166,10 @@ class Generation:
             for db_id, place in self._places.items()
         )
 
-    def describe(self, ref: ManifestRef) -> SnapshotInfo:
-        return describe_snapshot(ref, self.manifest, prefix=self._source.address.url, backend=self._backend)
+    def describe(self, ref: ManifestRef, *, fallback_from: str | None) -> SnapshotInfo:
+        return describe_snapshot(
+            ref, self.manifest, prefix=self._source.address.url, backend=self._backend, fallback_from=fallback_from
+        )
 
     def describe_shard(self, db_id: int) -> ShardDetails:
         return describe_shard(db_id, self._records, self._places)
@@ -149,10 +186,6 @@ def shard_identity(manifest: Manifest, record: ShardRecord) -> str:
     A checkpoint id is fresh for every attempt. Without one, only the build tells two shards at one URL apart.
     """
     return f"{record.db_url} {record.checkpoint_id or f'{manifest.run_id} {manifest.created_at.isoformat()}'}"
-
-
-def _recorded_backend(manifest: Manifest) -> BackendName | None:
-    return manifest.backend or next((record.backend for record in manifest.shards if record.backend), None)
 
 
 def _detect_backend(store: ObjectStore, places: dict[int, ShardPlace]) -> BackendName:

@@ -16,7 +16,7 @@ from shardyfusion.reader.local_root import LocalRoot
 from shardyfusion.serde.keys import shown
 from shardyfusion.shard_contract import ShardReaderFactory
 from shardyfusion.storage import StoreAddress, open_store
-from shardyfusion.type_defs import KeyInput, RoutingContext, S3ConnectionOptions
+from shardyfusion.type_defs import KeyInput, RoutingContext, S3ConnectionOptions, require, require_type
 
 
 class ShardedReader:
@@ -33,6 +33,8 @@ class ShardedReader:
         reader_factory: `SqliteReaderFactory(...)` or `SlateDbReaderFactory(...)`. Default: what the snapshot needs.
         allow_external_shards: Also read shards that the manifest places outside its own prefix and outside this one.
         current_pointer_key: Name of the pointer object below the prefix.
+        max_fallbacks: How many older snapshots to try, when opening, if the newest manifest is missing or damaged. What
+            was rolled back or cleaned up is not tried, and a store that does not answer is an error. 0: never.
 
     Raises:
         SnapshotNotFoundError: Nothing is published at the prefix.
@@ -49,7 +51,10 @@ class ShardedReader:
         s3_connection_options: S3ConnectionOptions | None = None,
         allow_external_shards: bool = False,
         current_pointer_key: str = CURRENT,
+        max_fallbacks: int = 3,
     ) -> None:
+        require_type(max_fallbacks, int, "max_fallbacks")
+        require(max_fallbacks >= 0, f"max_fallbacks {max_fallbacks!r} must not be negative")
         address = StoreAddress.parse(s3_prefix, credential_provider=credential_provider, options=s3_connection_options)
         self._prefix = address.url
         self._source = SnapshotSource(
@@ -60,8 +65,8 @@ class ShardedReader:
             allow_external_shards=allow_external_shards,
             pointer_name=check_segment(current_pointer_key, "current_pointer_key"),
         )
-        self._ref = self._source.served()
-        self._generation: Generation | None = self._source.load(self._ref)
+        self._generation: Generation | None
+        self._ref, self._generation, self._fallback_from = self._source.open(max_fallbacks)
 
     # -- lookups ---------------------------------------------------------------------------------------------------
 
@@ -116,7 +121,7 @@ class ShardedReader:
 
     def snapshot_info(self) -> SnapshotInfo:
         """What is served: run, commit, rows, sizes."""
-        return self._serving().describe(self._ref)
+        return self._serving().describe(self._ref, fallback_from=self._fallback_from)
 
     def shard_details(self) -> list[ShardDetails]:
         """Every shard in order, the empty ones too."""
@@ -133,10 +138,10 @@ class ShardedReader:
         ref = self._source.served(after=self._ref)
         digests = {ref.sha256, self._ref.sha256} - {None}  # another writer's pointer carries none
         if ref.ref == self._ref.ref and len(digests) < 2:
-            self._ref = ref
+            self._ref, self._fallback_from = ref, None
             return False
         new = self._source.load(ref)
-        self._ref, self._generation = ref, new
+        self._ref, self._generation, self._fallback_from = ref, new, None
         old.close()
         self._source.local_root.discard(old.cached_names() - new.cached_names())
         return True

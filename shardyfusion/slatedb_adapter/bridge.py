@@ -9,8 +9,9 @@ import asyncio
 import atexit
 import os
 import threading
+import time
 from collections.abc import Awaitable, Callable, Generator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -21,6 +22,9 @@ _T = TypeVar("_T")
 
 _ANSWER_SECONDS = 1.0
 """How long a loop that missed a deadline gets to show that it is alive."""
+
+_LOOK_SECONDS = 5.0
+"""How often it is looked whether a call that takes long can still succeed."""
 
 _lock = threading.Lock()
 _process: int | None = None
@@ -65,16 +69,26 @@ async def _cancel_all() -> None:
 class Bridge:
     """Calls into SlateDB on behalf of one shard, which every error names.
 
-    `failure` is what SlateDB's errors, its panics and a missed deadline become.
+    `failure` is what SlateDB's errors, its panics and a missed deadline become. `impasse` is asked while a call takes
+    long: why it cannot end, or None. (SlateDB tries again for ever where a disk is full.)
     """
 
     url: str
     db_id: int
     deadline_seconds: float
     failure: type[ShardWriteError] | type[ShardUnavailableError]
+    impasse: Callable[[], str | None] = lambda: None
 
-    def run(self, verb: str, call: Callable[[], Awaitable[_T]], *, deadline_seconds: float | None = None) -> _T:
-        """Await `call()` on the background loop, at most for the deadline."""
+    def run(
+        self,
+        verb: str,
+        call: Callable[[], Awaitable[_T]],
+        *,
+        deadline_seconds: float | None = None,
+        if_late: Callable[[], None] | None = None,
+    ) -> _T:
+        """Await `call()` on the background loop, at most for the deadline. Then it is cancelled; or, with `if_late`, it
+        goes on for as long as it takes, and `if_late` is called after it in a thread of its own."""
         with self.calling(verb):
             thread = _loop_thread()
 
@@ -89,18 +103,37 @@ class Bridge:
                 raise self._failed(f"cannot {verb} {self.url}: the interpreter is shutting down") from None
             limit = self.deadline_seconds if deadline_seconds is None else deadline_seconds
             try:
-                return future.result(limit)
+                return self._answer(future, limit)
             except TimeoutError as exc:
-                future.cancel()
+                if if_late is None:
+                    future.cancel()
+                else:
+                    future.add_done_callback(lambda done: None if done.cancelled() else _in_a_thread(if_late))
                 _replace_if_stuck(thread)
                 late = ShardTimeoutError if self.failure is ShardUnavailableError else self.failure
-                message = f"cannot {verb} {self.url}: SlateDB gave no answer in {limit:g} seconds"
+                message = f"cannot {verb} {self.url}: {exc}"
                 raise late(message, db_id=self.db_id) from exc
             except CancelledError:
                 raise self._failed(f"cannot {verb} {self.url}: the interpreter is shutting down") from None
             except BaseException:
                 future.cancel()
                 raise
+
+    def _answer(self, future: Future[_T], limit: float) -> _T:
+        """The result, or a `TimeoutError` that says why there will be none."""
+        until = time.monotonic() + limit
+        while True:
+            left = until - time.monotonic()
+            try:
+                return future.result(min(left, _LOOK_SECONDS))
+            except TimeoutError:
+                if future.done():  # SlateDB's own
+                    raise
+            reason = self.impasse()
+            if reason is not None:
+                raise TimeoutError(f"SlateDB cannot go on: {reason}")
+            if left <= _LOOK_SECONDS:
+                raise TimeoutError(f"SlateDB gave no answer in {limit:g} seconds")
 
     @contextmanager
     def calling(self, verb: str) -> Generator[None]:
@@ -116,6 +149,10 @@ class Bridge:
 
     def _failed(self, message: str) -> ShardWriteError | ShardUnavailableError:
         return self.failure(message, db_id=self.db_id)
+
+
+def _in_a_thread(call: Callable[[], None]) -> None:
+    threading.Thread(target=call, name="shardyfusion-slatedb-late", daemon=True).start()
 
 
 def _claim_process(bridge: Bridge) -> None:

@@ -5,6 +5,7 @@ No call here waits for anything; those that do are in `writer.py` and `reader.py
 
 from __future__ import annotations
 
+import atexit
 import re
 import threading
 from dataclasses import dataclass
@@ -171,3 +172,8 @@ def block_cache(cache_bytes: int) -> DbCache:
     from slatedb.uniffi import DbCache, MokaCacheOptions
 
     return DbCache.new_moka_cache(MokaCacheOptions(max_capacity=cache_bytes, time_to_live=None, time_to_idle=None))
+
+
+# While the interpreter goes away, the binding could no longer free them, and would say so on stderr.
+atexit.register(_s3_store.cache_clear)
+atexit.register(block_cache.cache_clear)

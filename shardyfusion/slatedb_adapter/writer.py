@@ -5,6 +5,7 @@ How calls reach SlateDB is in `bridge.py`, what it is told in `settings.py`.
 
 from __future__ import annotations
 
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -129,6 +130,7 @@ class SlateDbAdapter(ABC):
             db_id=target.db_id,
             deadline_seconds=settings.deadline_seconds,
             failure=ShardWriteError,
+            impasse=lambda: self._full_disk(settings.sst_bytes),
         )
         with self._bridge.calling("create"):
             self._place = self._make_place()
@@ -139,6 +141,22 @@ class SlateDbAdapter(ABC):
     @abstractmethod
     def _make_place(self) -> Place:
         """Where the database is built."""
+
+    @abstractmethod
+    def _local_directory(self) -> Path | None:
+        """Where on this machine the database is built, if it is."""
+
+    def _full_disk(self, sst_bytes: int) -> str | None:
+        """Why the next table cannot be written, if that is so."""
+        directory = self._local_directory()
+        if directory is None:
+            return None
+        with suppress(OSError):
+            free = shutil.disk_usage(directory).free
+            if free < sst_bytes:
+                elsewhere = ", or set output.local_root to a larger disk" if directory == self._target.scratch else ""
+                return f"the disk of {directory} is full ({free:,} bytes free); free some space{elsewhere}"
+        return None
 
     @abstractmethod
     def _publish(self) -> Iterator[ShardObject]:
@@ -212,19 +230,25 @@ class SlateDbAdapter(ABC):
         if self._closed:
             return
         self._closed = True
-        with suppress(Exception):  # it may hide no exception in flight
-            self._drop()
-            if self._sealed is None:  # not reached while the database, or its parent process, may still be writing
-                self._target.store.delete(self._stored())
-
-    def _drop(self) -> None:
         from slatedb.uniffi import CloseOptions
 
         db, self._db = self._db, None
-        if db is not None:
-            without_flush = CloseOptions(flush_type=None)
-            seconds = min(_ABORT_SECONDS, self._bridge.deadline_seconds)
-            self._bridge.run("close", lambda: db.shutdown_with_options(without_flush), deadline_seconds=seconds)
+        with suppress(Exception):  # it may hide no exception in flight
+            if db is not None:
+                without_flush = CloseOptions(flush_type=None)
+                seconds = min(_ABORT_SECONDS, self._bridge.deadline_seconds)
+                self._bridge.run(
+                    "close",
+                    lambda: db.shutdown_with_options(without_flush),
+                    deadline_seconds=seconds,
+                    if_late=self._remove_leftovers,
+                )
+            if self._sealed is None:  # not reached while the database, or its parent process, may still be writing
+                self._remove_leftovers()
+
+    def _remove_leftovers(self) -> None:
+        """What was stored of an attempt that was never sealed, once its database writes no more."""
+        self._target.store.delete(self._stored())
 
     def __enter__(self) -> Self:
         return self
@@ -258,6 +282,10 @@ class DirectAdapter(SlateDbAdapter):
                 raise ShardWriteError(f"cannot make {self._bridge.url}: {exc.strerror}", db_id=target.db_id) from exc
         return place_of(target.address, target.directory, self._s3)
 
+    def _local_directory(self) -> Path | None:
+        address = self._target.address
+        return address.path if address.kind == "file" else None
+
     def _publish(self) -> Iterator[ShardObject]:
         for name, size in self._stored().items():
             path = self._read_back(name)
@@ -284,6 +312,16 @@ class LocalAdapter(SlateDbAdapter):
         self._root = self._target.scratch / "slatedb"
         self._root.mkdir()
         return local_place(self._root)
+
+    def _local_directory(self) -> Path | None:
+        return self._target.scratch
+
+    def _remove_leftovers(self) -> None:
+        super()._remove_leftovers()
+        # A database that closed late has made its directory anew, after the scratch was removed.
+        shutil.rmtree(self._root, ignore_errors=True)
+        with suppress(OSError):
+            self._target.scratch.rmdir()
 
     def _publish(self) -> Iterator[ShardObject]:
         target = self._target

@@ -168,6 +168,12 @@ class SqliteAdapter:
             yield
         except apsw.TooBigError as exc:
             raise InputDataError(f"a row of {self._url} is larger than SQLite's limit of 1,000,000,000 bytes") from exc
+        except apsw.FullError as exc:
+            raise ShardWriteError(
+                f"cannot {verb} {self._path} for {self._url}: the disk is full ({exc}); free some space, or set "
+                "output.local_root to a larger disk",
+                db_id=self._target.db_id,
+            ) from exc
         except apsw.Error as exc:
             raise ShardWriteError(
                 f"cannot {verb} {self._path} for {self._url}: {exc}", db_id=self._target.db_id

@@ -98,7 +98,22 @@ def locked(directory: Path, *, timeout_seconds: float = 30.0) -> Generator[None]
     try:
         yield
     finally:
+        _unlock(path, fd)
+
+
+def remove_abandoned_lock(directory: Path) -> None:
+    """Remove the lock file that a killed process has left; one that is held stays."""
+    path = directory / LOCK_FILE
+    with suppress(FileNotFoundError):
+        fd = _try_lock(path)
+        if fd is not None:
+            _unlock(path, fd)
+
+
+def _unlock(path: Path, fd: int) -> None:
+    try:
         path.unlink(missing_ok=True)
+    finally:  # else a directory that may no longer be written to would stay locked as long as we live
         fcntl.flock(fd, fcntl.LOCK_UN)  # a forked child may hold a copy of the descriptor, so closing is not enough
         os.close(fd)
 

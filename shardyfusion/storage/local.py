@@ -22,6 +22,7 @@ from shardyfusion.storage.durable import (
     RESERVED,
     locked,
     open_beside,
+    remove_abandoned_lock,
     sync_path,
     translated_os_errors,
 )
@@ -117,21 +118,37 @@ class LocalStore:
                 self._prune(target.parent)
 
     def pending_uploads(self, prefix: str = "") -> Iterator[PendingUpload]:
-        """What writers that were killed left: files that never got the name of their object, which is not known."""
-        for path in sorted(self._root.rglob(f"{RESERVED}*")):
+        """What writers that were killed left: locks, and files that never got the name of their object (which is not
+        known)."""
+        for path in self._temporary_files():
             name = path.relative_to(self._root).as_posix()
-            # A lock file goes with its holder; to remove it under one would let two hold the lock.
-            if path.name != LOCK_FILE and name.startswith(prefix):
-                with suppress(FileNotFoundError):
+            if name.startswith(prefix):
+                with translated_os_errors("list", f"{self.url}/{name}"), suppress(FileNotFoundError):
                     yield PendingUpload(name, path.name, _modified(path.stat()))
 
     def abort_uploads(self, uploads: Iterable[PendingUpload]) -> None:
         for upload in uploads:
             path = self._root / upload.name
-            if path.name.startswith(RESERVED) and path.name != LOCK_FILE:
-                with translated_os_errors("delete", f"{self.url}/{upload.name}"), suppress(FileNotFoundError):
+            if not path.name.startswith(RESERVED) or ".." in path.parts:
+                continue
+            with translated_os_errors("delete", f"{self.url}/{upload.name}"), suppress(FileNotFoundError):
+                if path.name == LOCK_FILE:  # to remove it under its holder would let two hold the lock
+                    remove_abandoned_lock(path.parent)
+                else:
                     path.unlink()
-                self._prune(path.parent)
+            self._prune(path.parent)
+
+    def _temporary_files(self) -> Iterator[Path]:
+        """Those of ours in every directory, by name. Directories that go away meanwhile are passed over."""
+
+        def fail(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError):
+                raise error
+
+        with translated_os_errors("list", self.url):
+            for directory, children, files in os.walk(self._root, onerror=fail):
+                children.sort()
+                yield from (Path(directory, name) for name in sorted(files) if name.startswith(RESERVED))
 
     def now(self) -> datetime:
         # The clock of the file system, which on a network is not ours. Who may not write has to take ours.

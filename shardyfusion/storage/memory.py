@@ -6,7 +6,7 @@ Nothing here outlives the process or reaches another one.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,10 +28,18 @@ _NAMESPACES: dict[str, _Namespace] = {}
 _VERSIONS = itertools.count(1)
 
 
-class MemoryStore:
-    """An `ObjectStore` over a namespace, or over the part of it below a prefix (`memory://name/a` sees `a/…`)."""
+def _utc_now() -> datetime:
+    return datetime.now(UTC)
 
-    def __init__(self, url: str) -> None:
+
+class MemoryStore:
+    """An `ObjectStore` over a namespace, or over the part of it below a prefix (`memory://name/a` sees `a/…`).
+
+    `clock` gives the store's time, to tests that need days to pass.
+    """
+
+    def __init__(self, url: str, *, clock: Callable[[], datetime] = _utc_now) -> None:
+        self._clock = clock
         name, _, prefix = url.removeprefix("memory://").partition("/")
         self._url = url
         self._prefix = f"{prefix}/" if prefix else ""
@@ -111,13 +119,13 @@ class MemoryStore:
         del uploads
 
     def now(self) -> datetime:
-        return datetime.now(UTC)
+        return self._clock()
 
     def _key(self, name: str) -> str:
         return self._prefix + check_object_name(name)
 
     def _store(self, key: str, body: bytes) -> str:
         """Store under the lock that the caller holds."""
-        info = ObjectInfo(key, len(body), datetime.now(UTC), f'"{next(_VERSIONS)}"')
+        info = ObjectInfo(key, len(body), self._clock(), f'"{next(_VERSIONS)}"')
         self._space.objects[key] = StoredObject(info, bytes(body))
         return info.etag

@@ -73,6 +73,14 @@ class _Setup:
     checksums: Mapping[str, Any]
 
     @cached_property
+    def boto3_session(self) -> Any:
+        """One for all clients of these settings: a second one on the same botocore session breaks `client` for both."""
+        import boto3.session
+
+        # The stubs know every service of AWS but those that are not installed, which makes `client` Unknown.
+        return cast("Any", boto3.session.Session(botocore_session=self.session))
+
+    @cached_property
     def aws_endpoint_url(self) -> str | None:
         """Where botocore finds S3 itself, if not at the usual name: another partition, FIPS, or dual-stack."""
         from botocore.config import Config
@@ -230,7 +238,6 @@ def _new_setup(options: S3ConnectionOptions) -> _Setup:
 
 
 def _new_client(options: S3ConnectionOptions, setup: _Setup, explicit: S3Credentials | None) -> S3Client:
-    import boto3.session
     from botocore.config import Config
 
     config = Config(
@@ -243,9 +250,7 @@ def _new_client(options: S3ConnectionOptions, setup: _Setup, explicit: S3Credent
     )
     if explicit is None:
         _found_credentials(setup)
-    # The stubs know every service of AWS but those that are not installed, which makes `client` Unknown.
-    session = cast("Any", boto3.session.Session(botocore_session=setup.session))
-    return session.client(
+    return setup.boto3_session.client(
         "s3",
         region_name=setup.region,
         endpoint_url=setup.endpoint_url,

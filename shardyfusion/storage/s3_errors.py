@@ -110,6 +110,9 @@ def _from_reply(exc: ClientError, what: str, conditional: bool) -> StorageError:
         error, meaning = StoreUnavailableError, "the store failed"
     if conditional and (status == 501 or code == "NotImplemented"):
         error, meaning = UnsafeStoreError, "the store does not support conditional writes, so writers could overwrite"
+    if conditional and exc.response.get("ResponseMetadata", {}).get("RetryAttempts") and error is not ObjectExistsError:
+        # botocore sent it more than once, and tells the answer to the last: an earlier one may have been applied.
+        error, meaning = StoreUnavailableError, f"{meaning}, and what became of an earlier try is not known"
     return error(f"{what}: {meaning} (HTTP {status} {code}: {said})")
 
 

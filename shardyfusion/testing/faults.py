@@ -30,6 +30,10 @@ WRITES: frozenset[Verb] = frozenset({"put", "create", "replace", "upload", "dele
 _T = TypeVar("_T")
 
 
+class Killed(BaseException):
+    """A job was stopped for good, as if its process had died. No `except Exception` holds it up."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StoreCall:
     """One request to a store.

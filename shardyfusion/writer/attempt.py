@@ -10,7 +10,9 @@ from typing import Any, Self
 from shardyfusion.layout import join_url
 from shardyfusion.manifest import ShardObject, ShardRecord
 from shardyfusion.serde.keys import KeyEncoding, decode_key
+from shardyfusion.serde.row_digest import parse_digest
 from shardyfusion.type_defs import BackendName
+from shardyfusion.writer.conservation import RowSum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,11 @@ class ShardAttempt:
     checkpoint_id: str
     seconds: float
     waited_seconds: float
+
+    @property
+    def kept(self) -> RowSum:
+        """The rows that are in it."""
+        return RowSum(self.rows, parse_digest(self.row_digest))
 
     def to_record(self, root_url: str, encoding: KeyEncoding) -> ShardRecord:
         """This attempt as a row of the manifest."""

@@ -21,7 +21,7 @@ from shardyfusion.errors import (
 )
 from shardyfusion.serde.columns import looks_converted
 from shardyfusion.serde.key_columns import KeyProblems, encode_key_column
-from shardyfusion.serde.row_digest import digest_by_shard, row_hashes
+from shardyfusion.writer.conservation import RowSum, shard_digests
 from shardyfusion.writer.plan import ROUTING_SAMPLE_ROWS, EncodePlan
 
 if TYPE_CHECKING:
@@ -63,6 +63,10 @@ class Tally:
     digests: Digests
     converted: str | None = None
     error: ShardyfusionError | None = None
+
+    def of(self, db_id: int) -> RowSum:
+        """What one shard must come to."""
+        return RowSum(int(self.counts[db_id]), int(self.digests[db_id]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +159,7 @@ def _split(
 
     num_dbs = plan.num_dbs
     counts = np.bincount(shards, minlength=num_dbs).astype(np.int64)
-    digests = digest_by_shard(row_hashes(keys, values), shards, num_dbs)
+    digests = shard_digests(keys, values, shards, num_dbs)
     columns: dict[str, Any] = {"key": keys, "value": values}
     if plan.with_ordinal:
         columns["ordinal"] = pa.array(np.arange(len(shards), dtype=np.int64) + (partition << ORDINAL_SHIFT))

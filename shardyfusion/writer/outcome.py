@@ -5,7 +5,6 @@ Pure except `freeze_outcome` and `find_outcome`, which store and read that objec
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,14 +12,16 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any, Self
 
-from shardyfusion.commits import BuildStart, Patience, create_once
+from shardyfusion.commits import BuildStart, Patience, create_once, expired_by
 from shardyfusion.config import WriteConfig
-from shardyfusion.errors import ManifestParseError, ObjectNotFoundError, RunConflictError, ShardCoverageError
+from shardyfusion.errors import ManifestParseError, ObjectNotFoundError, RunConflictError, RunExpiredError
 from shardyfusion.layout import JSON_TYPE, manifest_name, outcome_name, parse_timestamp, timestamp
 from shardyfusion.manifest import Manifest, ShardingSpec
+from shardyfusion.serde.checked_json import decode_checked, encode_checked
 from shardyfusion.serde.row_digest import format_digest
 from shardyfusion.storage import ObjectStore
 from shardyfusion.writer.attempt import ShardAttempt
+from shardyfusion.writer.conservation import RowSum, require_same_rows
 from shardyfusion.writer.encode import Tally
 from shardyfusion.writer.shard import ShardResult
 
@@ -51,9 +52,7 @@ class Outcome:
             "request": self.request,
             "stamp": self.stamp,
             "write_id": self.write_id,
-            "base": self.start.base,
-            "started_at": timestamp(self.start.started_at),
-            "log": self.start.log,
+            **self.start.to_json(),
             "num_dbs": self.num_dbs,
             "strategy": self.sharding.strategy,
             "cel_expr": self.sharding.cel_expr,
@@ -63,21 +62,21 @@ class Outcome:
             "row_digest": self.row_digest,
             "winners": [winner.to_json() for winner in self.winners],
         }
-        return json.dumps(fields, sort_keys=True, separators=(",", ":")).encode()
+        return encode_checked(fields)
 
     @classmethod
     def decode(cls, body: bytes, name: str) -> Self:
         try:
-            fields = dict(json.loads(body))
+            fields = decode_checked(body, required=True)
+            if fields["format"] != 1:
+                raise ValueError(f"unknown format {fields['format']!r}")
             values = fields["routing_values"]
             return cls(
                 run_id=fields["run_id"],
                 request=fields["request"],
                 stamp=fields["stamp"],
                 write_id=fields["write_id"],
-                start=BuildStart(
-                    base=fields["base"], started_at=parse_timestamp(fields["started_at"]), log=fields["log"]
-                ),
+                start=BuildStart.from_json(fields),
                 num_dbs=fields["num_dbs"],
                 sharding=ShardingSpec(
                     strategy=fields["strategy"],
@@ -89,33 +88,15 @@ class Outcome:
                 row_digest=fields["row_digest"],
                 winners=tuple(ShardAttempt.from_json(item) for item in fields["winners"]),
             )
-        except (ValueError, KeyError, TypeError) as exc:
+        except (ValueError, KeyError, TypeError, RecursionError) as exc:
             raise ManifestParseError(f"the run outcome cannot be read: {exc!r}", name=name) from exc
 
 
 def check_conservation(tally: Tally, results: Sequence[ShardResult]) -> None:
     """What arrived at every shard is what was read for it, row for row; else `ShardCoverageError` names the shard."""
-    by_id = {result.db_id: result for result in results}
-    for db_id, (expected, digest) in enumerate(zip(tally.counts.tolist(), tally.digests.tolist(), strict=True)):
-        result = by_id.get(db_id)
-        arrived = result.rows_in if result else 0
-        if arrived != expected:
-            kind = "lost" if arrived < expected else "invented"
-            raise ShardCoverageError(
-                f"shard {db_id}: {expected} rows were read for it and {arrived} arrived, so rows were {kind}; "
-                "nothing was published. Rerun; if it happens again, try another DaskWriteOptions.exchange",
-                db_id=db_id,
-                expected_rows=expected,
-                arrived_rows=arrived,
-            )
-        if result and result.digest_in != digest:
-            raise ShardCoverageError(
-                f"shard {db_id}: {expected} rows were read and {arrived} arrived, but they are not the same rows "
-                "(digests differ): keys or values were exchanged or changed on the way; nothing was published",
-                db_id=db_id,
-                expected_rows=expected,
-                arrived_rows=arrived,
-            )
+    arrived = {result.db_id: result.arrived for result in results}
+    for db_id in range(len(tally.counts)):
+        require_same_rows(db_id, tally.of(db_id), arrived.get(db_id, RowSum()))
 
 
 def select_winners(results: Sequence[ShardResult]) -> tuple[ShardAttempt, ...]:
@@ -154,7 +135,7 @@ def freeze_outcome(store: ObjectStore, outcome: Outcome, patience: Patience) -> 
     """Store the outcome of the run id, or adopt the one that is there if it is of the same request."""
     name = outcome_name(outcome.run_id)
     body, ours = create_once(store, name, outcome.encode(), content_type=JSON_TYPE, patience=patience)
-    return outcome if ours else _same_request(Outcome.decode(body, name), outcome.request)
+    return outcome if ours else _adopted(body, name, outcome.run_id, outcome.request)
 
 
 def find_outcome(store: ObjectStore, run_id: str, request: str) -> Outcome | None:
@@ -164,10 +145,13 @@ def find_outcome(store: ObjectStore, run_id: str, request: str) -> Outcome | Non
         body = store.get(name).body
     except ObjectNotFoundError:
         return None
-    return _same_request(Outcome.decode(body, name), request)
+    return _adopted(body, name, run_id, request)
 
 
-def _same_request(outcome: Outcome, request: str) -> Outcome:
+def _adopted(body: bytes, name: str, run_id: str, request: str) -> Outcome:
+    if given_up := expired_by(body):
+        raise RunExpiredError(f"cleanup gave up run {run_id!r} in commit {given_up}; use a new run_id", run_id=run_id)
+    outcome = Outcome.decode(body, name)
     if outcome.request != request:
         raise RunConflictError(
             f"run_id {outcome.run_id!r} belongs to another request (other config, columns or library version); "

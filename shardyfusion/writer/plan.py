@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from shardyfusion.commits import BuildStart
 from shardyfusion.config import ColumnWriteInput, WriteConfig
 from shardyfusion.errors import ConfigValidationError
 from shardyfusion.layout import attempt_directory, run_directory
@@ -23,6 +24,7 @@ from shardyfusion.serde import KeyEncoding
 from shardyfusion.shard_contract import DbAdapterFactory
 from shardyfusion.storage import StoreAddress
 from shardyfusion.type_defs import DuplicatePolicy
+from shardyfusion.writer.seals import Seal
 
 ROUTING_SAMPLE_ROWS = 20
 """Rows of each partition that `verify_routing` routes again, one by one."""
@@ -47,9 +49,10 @@ class EncodePlan:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardPlan:
-    """How the rows of a shard become a sealed database of their own attempt directory."""
+    """How the rows of a shard become a sealed database of their own attempt directory. `start` goes into its seal."""
 
     run_id: str
+    start: BuildStart
     address: StoreAddress
     adapter_factory: DbAdapterFactory
     run_dir: str
@@ -67,12 +70,16 @@ class ShardPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class WritePlan:
-    """The whole of one execution. `token` is unique to it, so that no scheduler takes its tasks for another's."""
+    """The whole of one execution. `token` is unique to it, so that no scheduler takes its tasks for another's.
+
+    `seals` are what earlier executions of the run id have sealed, by shard; each shard task is given its own.
+    """
 
     token: str
     sharding: ShardingSpec
     encode: EncodePlan
     shard: ShardPlan
+    seals: Mapping[int, Sequence[Seal]]
 
 
 def make_plan(
@@ -83,6 +90,8 @@ def make_plan(
     *,
     run_id: str,
     request: str,
+    start: BuildStart,
+    seals: Mapping[int, Sequence[Seal]],
     verify_routing: bool,
     with_ordinal: bool,
 ) -> WritePlan:
@@ -100,6 +109,7 @@ def make_plan(
         ),
         shard=ShardPlan(
             run_id=run_id,
+            start=start,
             address=config.address(),
             adapter_factory=config.adapter_factory,
             run_dir=run_directory(config.output.shard_prefix, run_id),
@@ -111,6 +121,7 @@ def make_plan(
             limits=config.rate_limits,
             local_root=config.local_root,
         ),
+        seals=seals,
     )
 
 

@@ -1,6 +1,6 @@
 """Making a run visible: manifest, commit record, pointer, and then sweeping what lost.
 
-In what order, and why, is in docs/architecture.md, "Commit protocol"; the log itself is in `commits/`.
+In what order, and why, is in docs/protocol.md; the log itself is in `commits/`.
 """
 
 from __future__ import annotations
@@ -40,12 +40,22 @@ def publish_errors(run_id: str) -> Generator[None]:
 
 
 def publish_snapshot(
-    store: ObjectStore, outcome: Outcome, manifest: Manifest, *, run_dir: str, patience: Patience, force: bool
+    store: ObjectStore,
+    outcome: Outcome,
+    manifest: Manifest,
+    *,
+    run_dir: str,
+    patience: Patience,
+    force: bool,
+    resumed: bool,
 ) -> CommitRecord:
     """Steps 2 and 3: create the manifest, then the commit record. Returns the record, an earlier one of this run id
-    included."""
+    included. With `resumed` the outcome is an earlier one's, so that the run may be committed or given up already."""
     log = CommitLog(store, patience=patience)
     with publish_errors(outcome.run_id):
+        committed = log.find_build(outcome.run_id, outcome.start) if resumed else None
+        if committed is not None:
+            return committed
         digest = _create_manifest(store, outcome.manifest_name, manifest, patience)
         return log.append_build(
             run_id=outcome.run_id,

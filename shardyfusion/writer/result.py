@@ -44,7 +44,10 @@ class BuildResult:
     attempts: Mapping[int, int] = field(default_factory=dict[int, int])
     payload_bytes: int = 0
     reused: bool = False
-    """True when an earlier execution of this run id had built the shards, so that no input was read."""
+    """True when another execution of this run id had decided what is published. If it was an earlier one, no input was
+    read."""
+    reused_shards: tuple[int, ...] = ()
+    """Shards that another execution of this run id had built: all of them if `reused`, else those of the same rows."""
 
     @property
     def rows(self) -> int:
@@ -55,7 +58,11 @@ class BuildResult:
         return sum(winner.db_bytes for winner in self.winners)
 
     def __repr__(self) -> str:
-        pace = ", built by an earlier execution" if self.reused else f", {self.rows / self.seconds.total:,.0f} rows/s"
+        pace = f", {self.rows / self.seconds.total:,.0f} rows/s"
+        if self.reused:
+            pace = ", built by another execution"
+        elif self.reused_shards:
+            pace += f", {len(self.reused_shards)} shards built by an earlier execution"
         return (
             f"BuildResult(run_id={self.run_id!r}, {self.rows:,} rows in {len(self.winners)} of {self.num_dbs} shards, "
             f"{_size(self.db_bytes)}, {self.seconds.total:.2f} s{pace})\n  {self.manifest_ref.ref}"

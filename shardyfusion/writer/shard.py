@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import tempfile
 import time
 import uuid
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,12 +19,15 @@ from shardyfusion.limits import RateLimiter
 from shardyfusion.retry import call_with_retry
 from shardyfusion.serde.columns import arrow_compute
 from shardyfusion.serde.keys import KeyEncoding, decode_key
-from shardyfusion.serde.row_digest import digest_total, format_digest, parse_digest, row_hashes
+from shardyfusion.serde.row_digest import format_digest
 from shardyfusion.shard_contract import ShardTarget
 from shardyfusion.storage import open_store
+from shardyfusion.type_defs import DuplicatePolicy
 from shardyfusion.writer.attempt import ShardAttempt
+from shardyfusion.writer.conservation import RowSum, require_same_rows, row_sum
 from shardyfusion.writer.encode import Tally, as_data
 from shardyfusion.writer.plan import ShardPlan
+from shardyfusion.writer.seals import Seal, reusable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,22 +36,22 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 131_072
 _SHOWN_KEYS = 5
-_MASK = (1 << 64) - 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
     """What a shard task sends home. Exactly one of: `attempt`, `error`, or neither (no rows, or the gate was shut).
 
-    `rows_in` and `digest_in` are over all rows that arrived, dropped duplicates included.
+    `arrived` is over all rows that arrived, dropped duplicates included. `reused` is the seal of an earlier execution
+    that `attempt` was taken from; nothing was built then.
     """
 
     db_id: int
-    rows_in: int = 0
-    digest_in: int = 0
+    arrived: RowSum = field(default_factory=RowSum)
     seconds: float = 0.0
     attempts: int = 0
     attempt: ShardAttempt | None = None
+    reused: Seal | None = None
     error: ShardyfusionError | None = None
 
 
@@ -64,8 +66,7 @@ class SortedRows:
     keys: pa.LargeBinaryArray
     values: pa.LargeBinaryArray
     order: npt.NDArray[np.int64]
-    dropped: int
-    dropped_digest: int
+    dropped: RowSum
 
     def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
         import pyarrow as pa
@@ -75,65 +76,95 @@ class SortedRows:
             yield pa.record_batch([self.keys[start : start + rows], values], names=["key", "value"])
 
 
-def build_shard(db_id: int, tally: Tally, pieces: Sequence[pa.Table | None], plan: ShardPlan) -> ShardResult:
-    """Build one shard from its pieces, in partition order.
+def build_shard(
+    db_id: int, tally: Tally, pieces: Sequence[pa.Table | None], plan: ShardPlan, seals: Sequence[Seal] = ()
+) -> ShardResult:
+    """Build one shard from its pieces, in partition order, unless one of `seals` is already what would be built.
 
-    What must not be repeated (a wrong row count, a duplicate key, a bug) comes back as `error`; what may pass with time
+    What must not be repeated (rows lost, a duplicate key, a bug) comes back as `error`; what may pass with time
     is tried again here by `plan.retry` and then raised, for the scheduler's own retries.
     """
-    started = time.perf_counter()
-    tries, rows, attempt, error = 0, None, None, None
+    if tally.error is not None:
+        return ShardResult(db_id=db_id)
+    expected = tally.of(db_id)
+    sealed = reusable(seals, expected, dropped=RowSum())  # unique keys: it cannot depend on the order of rows either
+    if sealed is not None:
+        return _reused(sealed)
+    started, tries = time.perf_counter(), 0
     try:
-        rows = None if tally.error is not None else _sorted_rows(pieces, plan, db_id)
+        rows = _sorted_rows(pieces, plan, db_id, expected)
         if rows is None:
             return ShardResult(db_id=db_id)
+        sealed = reusable(seals, expected, dropped=rows.dropped)
+        if sealed is not None:
+            return _reused(sealed)
 
         def one_try(number: int) -> ShardAttempt:
             nonlocal tries
             tries = number + 1
-            return _build_attempt(db_id, number, rows, plan)
+            return _build_attempt(db_id, number, rows, plan, expected)
 
         attempt = call_with_retry(one_try, plan.retry)
     except MemoryError:
         raise
     except Exception as exc:
-        error = as_data(exc, f"building shard {db_id}")
+        error = _wrong_rows(db_id, pieces, expected) or as_data(exc, f"building shard {db_id}")
         error.facts.setdefault("db_id", db_id)
         if error.retryable:
             raise error from None
+        return ShardResult(db_id=db_id, seconds=time.perf_counter() - started, attempts=tries, error=error)
     return ShardResult(
         db_id=db_id,
-        rows_in=attempt.rows + attempt.duplicates_dropped if attempt else 0,
-        digest_in=(parse_digest(attempt.row_digest) + rows.dropped_digest) & _MASK if attempt and rows else 0,
+        arrived=attempt.kept + rows.dropped,
         seconds=time.perf_counter() - started,
         attempts=tries,
         attempt=attempt,
-        error=error,
     )
 
 
-def _sorted_rows(pieces: Sequence[pa.Table | None], plan: ShardPlan, db_id: int) -> SortedRows | None:
+def _wrong_rows(db_id: int, pieces: Sequence[pa.Table | None], expected: RowSum) -> ShardCoverageError | None:
+    """The error for rows that are not those that were read. They are behind whatever else failed: a row that came twice
+    looks like a duplicate key, a changed one like a bug."""
+    columns = [
+        (chunk.column("key"), chunk.column("value"))
+        for piece in pieces
+        if piece is not None
+        for chunk in piece.to_batches()
+    ]
+    try:
+        require_same_rows(db_id, expected, sum((row_sum(*pair) for pair in columns), RowSum()))
+    except ShardCoverageError as exc:
+        return exc.detached()
+    return None
+
+
+def _reused(seal: Seal) -> ShardResult:
+    return ShardResult(db_id=seal.attempt.db_id, arrived=seal.arrived, attempt=seal.attempt, reused=seal)
+
+
+def _sorted_rows(pieces: Sequence[pa.Table | None], plan: ShardPlan, db_id: int, expected: RowSum) -> SortedRows | None:
     """Put the pieces together, sort by key (stable over input order), and settle duplicates."""
     import pyarrow as pa
 
     present = [piece for piece in pieces if piece is not None and len(piece)]
+    arrived = sum(map(len, present))
+    if arrived != expected.rows:
+        require_same_rows(db_id, expected, RowSum(arrived))
     if not present:
         return None
     table = pa.concat_tables(present).combine_chunks()
     keys, values = table.column("key").chunk(0), table.column("value").chunk(0)
     order = _key_order(keys, plan.key_encoding, _input_order(table))
     sorted_keys = keys.take(pa.array(order))
-    keep = _keep(sorted_keys, plan, db_id)
-    dropped_digest = dropped = 0
-    if keep is not None:
-        surplus = pa.array(order[~keep])
-        dropped, dropped_digest = len(surplus), _digest(keys.take(surplus), values.take(surplus))
-        order, sorted_keys = order[keep], sorted_keys.filter(pa.array(keep))
-    return SortedRows(keys=sorted_keys, values=values, order=order, dropped=dropped, dropped_digest=dropped_digest)
-
-
-def _digest(keys: pa.LargeBinaryArray, values: pa.LargeBinaryArray) -> int:
-    return digest_total(row_hashes(keys, values))
+    repeats = _repeats(sorted_keys)
+    if repeats is None:
+        return SortedRows(keys=sorted_keys, values=values, order=order, dropped=RowSum())
+    if plan.on_duplicate_key == "fail":
+        raise _duplicate_keys(sorted_keys, repeats, plan.key_encoding, db_id)
+    keep = _keep(repeats, plan.on_duplicate_key)
+    surplus = pa.array(order[~keep])
+    dropped = row_sum(keys.take(surplus), values.take(surplus))
+    return SortedRows(keys=sorted_keys.filter(pa.array(keep)), values=values, order=order[keep], dropped=dropped)
 
 
 def _input_order(table: pa.Table) -> npt.NDArray[np.int64] | None:
@@ -163,24 +194,34 @@ def _key_order(
     return np.argsort(packed.astype(packed.dtype.newbyteorder("=")), kind="stable")
 
 
-def _keep(sorted_keys: pa.LargeBinaryArray, plan: ShardPlan, db_id: int) -> npt.NDArray[np.bool_] | None:
-    """Which sorted rows stay: None for all. Equal keys are neighbours, in input order."""
+def _repeats(sorted_keys: pa.LargeBinaryArray) -> npt.NDArray[np.bool_] | None:
+    """Which keys equal the one before them, from the second on; None if no two are equal."""
+    repeats = arrow_compute().equal(sorted_keys[1:], sorted_keys[:-1]).to_numpy(zero_copy_only=False)
+    return repeats if repeats.any() else None
+
+
+def _keep(repeats: npt.NDArray[np.bool_], policy: DuplicatePolicy) -> npt.NDArray[np.bool_]:
+    """Which sorted rows stay. Equal keys are neighbours, in input order."""
     import numpy as np
 
-    repeats = arrow_compute().equal(sorted_keys[1:], sorted_keys[:-1]).to_numpy(zero_copy_only=False)
-    if not repeats.any():
-        return None
-    if plan.on_duplicate_key == "fail":
-        shown = arrow_compute().unique(sorted_keys[1:].filter(arrow_compute().equal(sorted_keys[1:], sorted_keys[:-1])))
-        examples = [_show(plan.key_encoding, key) for key in shown[:_SHOWN_KEYS].to_pylist()]
-        raise DuplicateKeyError(
-            f"duplicate keys in shard {db_id}: {len(shown)} different, {int(repeats.sum())} surplus rows, for example "
-            f"{', '.join(examples)}; make keys unique, or set on_duplicate_key='first' or 'last'",
-            keys=len(shown),
-            surplus_rows=int(repeats.sum()),
-        )
     edge = np.zeros(1, dtype=bool)
-    return ~np.concatenate([edge, repeats] if plan.on_duplicate_key == "first" else [repeats, edge])
+    return ~np.concatenate([edge, repeats] if policy == "first" else [repeats, edge])
+
+
+def _duplicate_keys(
+    sorted_keys: pa.LargeBinaryArray, repeats: npt.NDArray[np.bool_], encoding: KeyEncoding, db_id: int
+) -> DuplicateKeyError:
+    import pyarrow as pa
+
+    shown = arrow_compute().unique(sorted_keys[1:].filter(pa.array(repeats)))
+    surplus_rows = int(repeats.sum())
+    examples = [_show(encoding, key) for key in shown[:_SHOWN_KEYS].to_pylist()]
+    return DuplicateKeyError(
+        f"duplicate keys in shard {db_id}: {len(shown)} different, {surplus_rows} surplus rows, for example "
+        f"{', '.join(examples)}; make keys unique, or set on_duplicate_key='first' or 'last'",
+        keys=len(shown),
+        surplus_rows=surplus_rows,
+    )
 
 
 def _show(encoding: KeyEncoding, key: bytes) -> str:
@@ -188,24 +229,25 @@ def _show(encoding: KeyEncoding, key: bytes) -> str:
     return repr(key if decoded is None else decoded)
 
 
-def _build_attempt(db_id: int, number: int, rows: SortedRows, plan: ShardPlan) -> ShardAttempt:
+def _build_attempt(db_id: int, number: int, rows: SortedRows, plan: ShardPlan, expected: RowSum) -> ShardAttempt:
     """One execution, in a directory and a scratch of its own; nothing is visible unless it seals."""
     started = time.perf_counter()
     store = open_store(plan.address)
     directory = plan.attempt_dir(db_id, number, uuid.uuid4().hex[:8])
     limiter = RateLimiter(plan.limits)
-    digest = 0
+    written = RowSum()
     with _scratch(plan) as scratch:
         target = ShardTarget(db_id=db_id, store=store, address=plan.address, directory=directory, scratch=scratch)
         with plan.adapter_factory.open(target) as adapter:
-            for batch in rows.batches(limiter.batch_rows(BATCH_ROWS)):
-                limiter.acquire(len(batch), batch.nbytes)
-                adapter.write_arrow(batch)
-                digest += _digest(batch.column("key"), batch.column("value"))
+            for batch in rows.batches(BATCH_ROWS):
+                for part in limiter.paced(batch):
+                    adapter.write_arrow(part)
+                written += row_sum(batch.column("key"), batch.column("value"))
+            require_same_rows(db_id, expected, written + rows.dropped)
             sealed = adapter.seal()
-    if sealed.rows != len(rows.keys):
+    if sealed.rows != written.rows:
         raise ShardCoverageError(
-            f"shard {db_id} holds {sealed.rows} rows after sealing, but {len(rows.keys)} were written",
+            f"shard {db_id} holds {sealed.rows} rows after sealing, but {written.rows} were written",
             directory=directory,
         )
     attempt = ShardAttempt(
@@ -214,17 +256,19 @@ def _build_attempt(db_id: int, number: int, rows: SortedRows, plan: ShardPlan) -
         directory=directory,
         backend=plan.adapter_factory.backend,
         rows=sealed.rows,
-        duplicates_dropped=rows.dropped,
+        duplicates_dropped=rows.dropped.rows,
         db_bytes=sealed.db_bytes,
         objects=sealed.objects,
-        row_digest=format_digest(digest),
+        row_digest=format_digest(written.digest),
         key_min=rows.keys[0].as_py(),
         key_max=rows.keys[-1].as_py(),
         checkpoint_id=uuid.uuid4().hex,
         seconds=time.perf_counter() - started,
         waited_seconds=limiter.waited_seconds,
     )
-    seal = json.dumps({"request": plan.request, "run_id": plan.run_id, "attempt": attempt.to_json()}, sort_keys=True)
+    seal = Seal(
+        run_id=plan.run_id, request=plan.request, start=plan.start, arrived=attempt.kept + rows.dropped, attempt=attempt
+    )
     create_once(store, f"{directory}/{SEAL}", seal.encode(), content_type=JSON_TYPE, patience=Patience())
     return attempt
 

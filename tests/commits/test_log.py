@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -29,8 +29,9 @@ from shardyfusion.errors import (
     StoreUnavailableError,
     UnsafeStoreError,
 )
-from shardyfusion.layout import JSON_TYPE, commit_name
+from shardyfusion.layout import COMMITS, JSON_TYPE, commit_name
 from shardyfusion.storage import MemoryStore, ObjectStore, StoreAddress, open_store
+from shardyfusion.testing import FaultStore, StoreCall
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 HASTY = Patience(deadline_seconds=0.0, pause_seconds=0.0)
@@ -42,44 +43,20 @@ def store() -> ObjectStore:
     return MemoryStore(f"memory://{uuid4().hex}/snap")
 
 
-class Disturbed:
-    """A store whose `disturb(verb, name)` may return an error for a request.
-
-    `after=True`: the request is applied and its answer lost; else it never arrives.
-    """
-
-    def __init__(self, store: ObjectStore, disturb: Callable[[str, str], Exception | None], *, after: bool) -> None:
-        self._store, self._disturb, self._after = store, disturb, after
-
-    def __getattr__(self, verb: str) -> Any:
-        real = getattr(self._store, verb)
-        if not callable(real):
-            return real
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            error = self._disturb(verb, args[0] if args else "")
-            if error is not None and not self._after:
-                raise error
-            try:
-                return real(*args, **kwargs)
-            finally:
-                if error is not None:
-                    raise error
-
-        return call
-
-
-def times(count: int, verb: str, part: str, error: Exception) -> Callable[[str, str], Exception | None]:
-    """Disturb the first `count` requests of one verb on names that hold `part`."""
+def disturbed(store: ObjectStore, count: int, verb: str, part: str, error: Exception, *, applied: bool) -> FaultStore:
+    """The first `count` requests of one verb on names that hold `part` end in `error`, whether they arrive or not."""
     left = [count]
 
-    def disturb(called: str, name: str) -> Exception | None:
-        if called != verb or part not in name or not left[0]:
-            return None
+    def fault(call: StoreCall) -> None:
+        if call.verb != verb or part not in call.name or not left[0]:
+            return
         left[0] -= 1
-        return error
+        if applied:
+            with suppress(StorageError):
+                call.perform()
+        raise error
 
-    return disturb
+    return FaultStore(store, before=fault)
 
 
 def start(base: int = 0, minutes: int = 0, log: str | None = None) -> BuildStart:
@@ -137,47 +114,62 @@ def test_commits_form_one_chain(any_prefix: str, request: pytest.FixtureRequest)
     assert (served.run_id, served.seq, served.log) == ("c", 3, records[0].log)
 
 
-@pytest.mark.parametrize("after", [True, False], ids=["applied-then-lost", "never-arrived"])
+@pytest.mark.parametrize("applied", [True, False], ids=["applied-then-lost", "never-arrived"])
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_lost_reply_is_neither_a_conflict_nor_a_second_commit(after: bool, count: int, store: ObjectStore) -> None:
-    disturbed = Disturbed(store, times(count, "create", "commits/", StoreUnavailableError("reset")), after=after)
-    assert append(disturbed, "a").seq == 1
+def test_a_lost_reply_is_neither_a_conflict_nor_a_second_commit(applied: bool, count: int, store: ObjectStore) -> None:
+    faulty = disturbed(store, count, "create", "commits/", StoreUnavailableError("reset"), applied=applied)
+    assert append(faulty, "a").seq == 1
     assert [record.run_id for record in CommitLog(store).history()] == ["a"]
 
 
 def test_a_read_back_that_finds_nothing_is_repeated(store: ObjectStore) -> None:
     """Some stores answer a racing create with 412 before the winner can be read."""
-    lost = times(1, "create", "commits/", ObjectExistsError("412"))
-    assert append(Disturbed(store, lost, after=False), "a").seq == 1
+    faulty = disturbed(store, 1, "create", "commits/", ObjectExistsError("412"), applied=False)
+    assert append(faulty, "a").seq == 1
 
 
 def test_no_answer_until_the_deadline_is_unknown_and_a_rerun_finishes(store: ObjectStore) -> None:
-    disturbed = Disturbed(store, times(9, "create", "commits/", StoreUnavailableError("reset")), after=True)
+    faulty = disturbed(store, 9, "create", "commits/", StoreUnavailableError("reset"), applied=True)
     with pytest.raises(PublishUnknownError, match="rerun with run_id='a'") as caught:
-        append(disturbed, "a", patience=HASTY)
+        append(faulty, "a", patience=HASTY)
     assert caught.value.retryable
     assert append(store, "a", start()).seq == 1, "it had landed; the rerun returns it"
     assert len(list(CommitLog(store).history())) == 1
 
 
 def test_a_refused_create_is_not_unknown(store: ObjectStore) -> None:
-    disturbed = Disturbed(store, times(1, "create", "commits/", StoreAccessError("403")), after=False)
+    faulty = disturbed(store, 1, "create", "commits/", StoreAccessError("403"), applied=False)
     with pytest.raises(StoreAccessError):
-        append(disturbed, "a")
+        append(faulty, "a")
 
 
 def test_losing_a_number_means_deciding_again(store: ObjectStore) -> None:
     """While A is about to create commit 1, B takes it: B started later, so A is stale."""
     begun = start(minutes=0)
 
-    def overtake(verb: str, name: str) -> Exception | None:
-        if verb == "create" and name == commit_name(1) and CommitLog(store).read(1) is None:
+    def overtake(call: StoreCall) -> None:
+        if call.verb == "create" and call.name == commit_name(1):
             append(store, "b", start(minutes=5))
-        return None
 
     with pytest.raises(StaleBuildError, match="'b'"):
-        append(Disturbed(store, overtake, after=False), "a", begun)
+        append(FaultStore(store, before=overtake), "a", begun)
     assert [record.run_id for record in CommitLog(store).history()] == ["b"]
+
+
+def test_records_are_read_once_however_often_the_number_is_lost(store: ObjectStore) -> None:
+    """They never change, and under contention a build may be far behind when it looks first."""
+    for run in ("a", "b", "c"):
+        append(store, run, force=True)
+    calls: list[str] = []
+
+    def overtake(call: StoreCall) -> None:
+        calls.append(str(call).partition(" ")[2])
+        if call.verb == "create" and len(calls) < 40 and CommitLog(store).state().head.seq < 6:
+            append(store, f"rival-{len(calls)}", force=True)
+
+    assert append(FaultStore(store, before=overtake), "late", start(1), force=True).seq == 7
+    assert calls.count(f"get {commit_name(2)}") == 1
+    assert calls.count(f"list {COMMITS}") == 4, "it looked again each time"
 
 
 @pytest.mark.parametrize(
@@ -243,16 +235,23 @@ def test_the_pointer_never_goes_back(store: ObjectStore) -> None:
 def test_the_pointer_survives_a_lost_reply(error: StorageError, store: ObjectStore) -> None:
     publish(store, "a")
     record = append(store, "b")
-    disturbed = Disturbed(store, times(2, "replace", "_CURRENT", error), after=True)
-    CommitLog(disturbed, patience=PATIENT).advance_pointer(record)
+    faulty = disturbed(store, 2, "replace", "_CURRENT", error, applied=True)
+    CommitLog(faulty, patience=PATIENT).advance_pointer(record)
+    assert json.loads(store.get("_CURRENT").body)["seq"] == 2
+
+
+def test_a_pointer_that_was_moved_late_is_no_failure(store: ObjectStore) -> None:
+    publish(store, "a")
+    record = append(store, "b")
+    CommitLog(store, patience=HASTY).advance_pointer(record)
     assert json.loads(store.get("_CURRENT").body)["seq"] == 2
 
 
 def test_without_conditional_update_the_pointer_is_put_plainly(store: ObjectStore) -> None:
     publish(store, "a")
     record = append(store, "b")
-    disturbed = Disturbed(store, times(99, "replace", "_CURRENT", UnsafeStoreError("501")), after=False)
-    CommitLog(disturbed).advance_pointer(record)
+    faulty = disturbed(store, 99, "replace", "_CURRENT", UnsafeStoreError("501"), applied=False)
+    CommitLog(faulty).advance_pointer(record)
     assert json.loads(store.get("_CURRENT").body)["seq"] == 2
 
 
@@ -260,9 +259,9 @@ def test_a_pointer_that_cannot_be_moved_is_said_and_readers_find_the_head_anyway
     publish(store, "a")
     record = append(store, "b")
     for error in (StoreUnavailableError("reset"), StoreAccessError("403")):
-        disturbed = Disturbed(store, times(99, "replace", "_CURRENT", error), after=False)
+        faulty = disturbed(store, 99, "replace", "_CURRENT", error, applied=False)
         with pytest.raises(PublishCurrentError, match="commit 2 is durable"):
-            CommitLog(disturbed, patience=HASTY).advance_pointer(record)
+            CommitLog(faulty, patience=HASTY).advance_pointer(record)
     assert served_manifest(store).run_id == "b"
 
 
@@ -298,9 +297,9 @@ def test_forbidden_above_a_readable_record_counts_as_absent(
 ) -> None:
     """S3 answers 403 for what is absent when the caller may not list."""
     publish(store, "a")
-    disturbed = Disturbed(store, times(99, "get", commit_name(2), StoreAccessError("403")), after=False)
+    faulty = disturbed(store, 99, "get", commit_name(2), StoreAccessError("403"), applied=False)
     with caplog.at_level(logging.WARNING):
-        assert served_manifest(disturbed).run_id == "a"
+        assert served_manifest(faulty).run_id == "a"
     assert "no permission to read commit 2" in caplog.text
 
 

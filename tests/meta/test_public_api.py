@@ -15,6 +15,7 @@ MODULES = [
     "shardyfusion",
     "shardyfusion.commits",
     "shardyfusion.errors",
+    "shardyfusion.operations",
     "shardyfusion.reader",
     "shardyfusion.serde",
     "shardyfusion.slatedb_adapter",

@@ -6,7 +6,12 @@ import errno
 import fcntl
 import multiprocessing
 import os
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -20,7 +25,7 @@ from shardyfusion.errors import (
     StoreUnavailableError,
     UnsafeStoreError,
 )
-from shardyfusion.storage import LocalStore, MemoryStore
+from shardyfusion.storage import LocalStore, MemoryStore, PendingUpload
 from shardyfusion.storage.durable import locked
 
 TEXT = "text/plain"
@@ -278,3 +283,77 @@ def test_memory_stores_of_one_name_are_one() -> None:
     MemoryStore(f"memory://{name}").put("a/x", b"1", content_type=TEXT)
     assert MemoryStore(f"memory://{name}/a").get("x").body == b"1"
     assert list(MemoryStore(f"memory://{name}2").list()) == []
+
+
+# -- what killed writers leave -----------------------------------------------------------------------------------------
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from shardyfusion.storage import LocalStore
+
+real, step = getattr(os, sys.argv[2]), sys.argv[2]
+
+def die(*args, **kwargs):
+    real(*args, **kwargs)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+setattr(os, step, die)
+store = LocalStore(Path(sys.argv[1]))
+(store.create if step == "link" else store.put)("runs/deep/a", b"x" * 100_000, content_type="x")
+"""
+
+
+@pytest.mark.parametrize("step", ["fsync", "link", "replace"])
+def test_leftovers_of_a_killed_writer_are_pending_and_can_be_given_up(
+    store: LocalStore, root: Path, tmp_path: Path, step: str
+) -> None:
+    """Killed after the temporary file was synced, after the link, and after the rename (with the lock held)."""
+    (root / "runs" / "deep").mkdir(parents=True)
+    killed = subprocess.run([sys.executable, "-c", _KILLED, str(root), step], timeout=60, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    (left,) = store.pending_uploads()
+    assert left.name.startswith("runs/deep/.shardyfusion-")
+    assert abs(left.started - store.now()) < timedelta(minutes=1)
+    assert list(store.pending_uploads("runs/deep/")) == [left]
+    assert list(store.pending_uploads("shards/")) == []
+    done = step != "fsync"
+    assert (store.head("runs/deep/a") is not None) == done
+    store.abort_uploads([left])
+    store.abort_uploads([left])
+    assert list(store.pending_uploads()) == []
+    assert files(root) == (["runs/deep/a"] if done else [])
+    assert (root / "runs").exists() == done, "directories that are empty now are gone"
+
+
+def test_giving_up_touches_no_object_no_held_lock_and_nothing_outside(store: LocalStore, root: Path) -> None:
+    store.put("runs/a", b"x", content_type=TEXT)
+    (root.parent / ".shardyfusion-other").write_bytes(b"x")
+    now = store.now()
+    with locked(root / "runs"):
+        names = ("runs/a", "runs/.shardyfusion-lock", "../.shardyfusion-other", "gone/.shardyfusion-1")
+        assert [left.name for left in store.pending_uploads()] == ["runs/.shardyfusion-lock"]
+        store.abort_uploads(PendingUpload(name, name.rpartition("/")[2], now) for name in names)
+        assert (root / "runs" / ".shardyfusion-lock").exists()
+    assert files(root) == ["runs/a"]
+    assert (root.parent / ".shardyfusion-other").exists()
+
+
+def test_directories_that_go_away_while_leftovers_are_looked_for(store: LocalStore, root: Path) -> None:
+    for name in ("a", "b", "c"):
+        (root / name).mkdir(parents=True)
+        (root / name / ".shardyfusion-1").touch()
+    found = store.pending_uploads()
+    assert next(found).name == "a/.shardyfusion-1"
+    for name in ("b", "c"):
+        shutil.rmtree(root / name)
+    assert list(found) == []
+    assert list(LocalStore(root / "nothing-here").pending_uploads()) == []
+
+
+def test_now_is_the_clock_that_stamps_objects(store: LocalStore) -> None:
+    store.put("a", b"x", content_type=TEXT)
+    stamped, now = store.get("a").info.modified, store.now()
+    store.put("b", b"x", content_type=TEXT)
+    assert stamped <= now <= store.get("b").info.modified
+    assert files(Path(store.url.removeprefix("file://"))) == ["a", "b"]

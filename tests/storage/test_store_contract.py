@@ -1,127 +1,43 @@
-"""What every object store promises, checked on memory, a local directory and S3."""
+"""The contract of object stores, run on memory, a local directory and S3."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
-from threading import Barrier
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from shardyfusion.errors import ObjectExistsError, ObjectNotFoundError, StorageError
 from shardyfusion.storage import ObjectStore, StoreAddress, open_store
+from shardyfusion.testing.suites import ObjectStoreTests
 
 TEXT = "text/plain"
-SEED = 20_11
 
 
-@pytest.fixture
-def store(any_prefix: str) -> ObjectStore:
-    return open_store(StoreAddress.parse(any_prefix))
+class TestObjectStores(ObjectStoreTests):
+    @pytest.fixture
+    def store(self, any_prefix: str) -> ObjectStore:
+        return open_store(StoreAddress.parse(any_prefix))
+
+    @pytest.fixture
+    def leave_upload(self, request: pytest.FixtureRequest, any_prefix: str) -> Callable[[str], None] | None:
+        kind, _, path = any_prefix.partition("://")
+        if kind == "memory":
+            return None
+        if kind == "file":
+
+            def leave(name: str) -> None:
+                directory = Path(path, name).parent
+                directory.mkdir(parents=True)
+                (directory / ".shardyfusion-0123").write_bytes(b"half")
+
+            return leave
+        bucket, _, prefix = path.partition("/")
+        client = request.getfixturevalue("s3_client")
+        return lambda name: client.create_multipart_upload(Bucket=bucket, Key=f"{prefix}/{name}")
 
 
-def names(store: ObjectStore, prefix: str = "") -> list[str]:
-    return [info.name for info in store.list(prefix)]
-
-
-def race(tasks: list[Callable[[], object]]) -> list[object]:
-    """Run all tasks at the same moment; their results or errors, in order."""
-    start = Barrier(len(tasks))
-
-    def run(task: Callable[[], object]) -> object:
-        start.wait()
-        try:
-            return task()
-        except StorageError as exc:
-            return exc
-
-    with ThreadPoolExecutor(len(tasks)) as pool:
-        return list(pool.map(run, tasks))
-
-
-def test_what_was_put_is_read_back_with_one_etag_everywhere(store: ObjectStore, any_prefix: str) -> None:
-    etag = store.put("runs/a.txt", b"one", content_type=TEXT)
-    found = store.get("runs/a.txt")
-    assert (found.body, found.info.size, found.info.etag) == (b"one", 3, etag)
-    assert store.head("runs/a.txt") == found.info == next(store.list())
-    assert store.url == any_prefix
-    assert store.put("runs/a.txt", b"two", content_type=TEXT) != etag
-    assert store.get("runs/a.txt").body == b"two"
-
-
-def test_the_empty_object_is_an_object(store: ObjectStore, tmp_path: Path) -> None:
-    store.create("empty", b"", content_type=TEXT)
-    store.download("empty", tmp_path / "copy")
-    assert store.get("empty").body == b"" == (tmp_path / "copy").read_bytes()
-    assert names(store) == ["empty"]
-
-
-def test_modified_is_the_store_s_utc_clock(store: ObjectStore) -> None:
-    store.put("a", b"", content_type=TEXT)
-    info = store.head("a")
-    assert info is not None
-    assert info.modified.utcoffset() == timedelta(0)
-    assert abs(datetime.now(UTC) - info.modified) < timedelta(minutes=5)
-
-
-def test_create_happens_once(store: ObjectStore) -> None:
-    etag = store.create("commits/1.json", b"first", content_type=TEXT)
-    with pytest.raises(ObjectExistsError, match=r"commits/1\.json"):
-        store.create("commits/1.json", b"second", content_type=TEXT)
-    assert store.get("commits/1.json").body == b"first"
-    assert store.get("commits/1.json").info.etag == etag
-
-
-def test_one_of_eight_racing_creators_wins(store: ObjectStore) -> None:
-    for turn in range(5):
-        name = f"commits/{turn}"
-        bodies = [f"{turn}-{writer}".encode() for writer in range(8)]
-        results = race([partial(store.create, name, body, content_type=TEXT) for body in bodies])
-        winners = [body for body, result in zip(bodies, results, strict=True) if isinstance(result, str)]
-        assert winners == [store.get(name).body]
-        assert sum(isinstance(result, ObjectExistsError) for result in results) == 7
-
-
-def test_replace_needs_the_etag_of_what_is_there(store: ObjectStore) -> None:
-    first = store.create("_CURRENT", b"1", content_type=TEXT)
-    second = store.replace("_CURRENT", b"2", etag=first, content_type=TEXT)
-    with pytest.raises(ObjectExistsError, match="_CURRENT"):
-        store.replace("_CURRENT", b"3", etag=first, content_type=TEXT)
-    assert store.get("_CURRENT").body == b"2"
-    assert store.get("_CURRENT").info.etag == second
-    assert store.replace("_CURRENT", b"4", etag=second, content_type=TEXT) != second
-
-
-def test_replace_does_not_create(store: ObjectStore) -> None:
-    with pytest.raises(ObjectNotFoundError, match="away/_CURRENT"):
-        store.replace("away/_CURRENT", b"x", etag='"0"', content_type=TEXT)
-    assert names(store) == []
-
-
-def test_one_of_eight_racing_replacers_wins(store: ObjectStore) -> None:
-    etag = store.create("_CURRENT", b"start", content_type=TEXT)
-    for turn in range(5):
-        bodies = [f"{turn}-{writer}".encode() for writer in range(8)]
-        results = race([partial(store.replace, "_CURRENT", body, etag=etag, content_type=TEXT) for body in bodies])
-        winners = [body for body, result in zip(bodies, results, strict=True) if isinstance(result, str)]
-        assert winners == [store.get("_CURRENT").body]
-        etag = store.get("_CURRENT").info.etag
-
-
-def test_list_is_in_name_order_and_filters_by_any_prefix(store: ObjectStore) -> None:
-    written = ["a.txt", "a/x", "a/y/z", "a0", "ab", "b/1", "commits/00000000000000000002.json", "_CURRENT", "Z", "é"]
-    for name in written:
-        store.put(name, b"", content_type=TEXT)
-    assert names(store) == sorted(written)
-    for prefix in ("a", "a/", "a/y", "a/y/", "b/1", "commits/000", "c", "nothing", "a/nothing/", "é"):
-        assert names(store, prefix) == sorted(name for name in written if name.startswith(prefix)), prefix
-    assert [name for prefix in ("../", "a/../", "./", "/") for name in names(store, prefix)] == []
+def test_a_store_has_the_url_of_its_address(any_prefix: str) -> None:
+    assert open_store(StoreAddress.parse(any_prefix)).url == any_prefix
 
 
 def test_siblings_do_not_see_each_other(any_prefix: str) -> None:
@@ -129,113 +45,10 @@ def test_siblings_do_not_see_each_other(any_prefix: str) -> None:
     inner = open_store(StoreAddress.parse(f"{any_prefix}/runs"))
     ours.put("runs/a", b"ours", content_type=TEXT)
     sibling.put("runs/a", b"sibling", content_type=TEXT)
-    assert names(ours) == names(sibling) == ["runs/a"]
-    assert names(inner) == ["a"]
+    for store in (ours, sibling):
+        assert [info.name for info in store.list()] == ["runs/a"]
+    assert [info.name for info in inner.list()] == ["a"]
     assert inner.get("a").body == b"ours"
     assert inner.get("a").info == inner.head("a")
     sibling.delete(["runs/a"])
     assert ours.get("runs/a").body == b"ours"
-
-
-def test_names_are_literal(store: ObjectStore) -> None:
-    written = sorted(
-        ["shards/run_id=r/db=00000/attempt=00-0a/shard.db", "m/2026-11-20T09:37:33.8Z_run_id=é x", "%41", "a+b"]
-    )
-    for name in written:
-        store.put(name, name.encode(), content_type=TEXT)
-    assert names(store) == written
-    assert [store.get(name).body.decode() for name in written] == written
-
-
-@pytest.mark.parametrize("name", ["", "/etc/passwd", "../x", "a/../../x", "a/./b", "..", "a\nb", "a\0b"])
-def test_names_outside_of_the_root_are_refused(store: ObjectStore, tmp_path: Path, name: str) -> None:
-    file = tmp_path / "file"
-    file.write_bytes(b"x")
-    for action in (
-        lambda: store.get(name),
-        lambda: store.head(name),
-        lambda: store.put(name, b"", content_type=TEXT),
-        lambda: store.create(name, b"", content_type=TEXT),
-        lambda: store.upload(name, file, content_type=TEXT),
-        lambda: store.delete([name]),
-    ):
-        with pytest.raises(StorageError, match="object name"):
-            action()
-
-
-def test_what_is_not_there(store: ObjectStore, tmp_path: Path) -> None:
-    assert store.head("no/thing") is None
-    with pytest.raises(ObjectNotFoundError, match=f"{store.url}/no/thing"):
-        store.get("no/thing")
-    with pytest.raises(ObjectNotFoundError, match=f"{store.url}/no/thing"):
-        store.download("no/thing", tmp_path / "copy")
-    with pytest.raises(StorageError, match="no-such-file"):
-        store.upload("a", tmp_path / "no-such-file", content_type=TEXT)
-    store.put("a", b"", content_type=TEXT)
-    assert store.head("a/b") is None
-    assert names(store) == ["a"]
-
-
-def test_delete_takes_many_names_and_none_that_is_missing(store: ObjectStore) -> None:
-    many = [f"shards/{i % 7}/{i}" for i in range(1_050 if store.url.startswith("memory") else 60)]
-    for name in many:
-        store.put(name, b"", content_type=TEXT)
-    store.delete(iter([*many[1:], "shards/no", "no/where"]))
-    assert names(store) == [many[0]]
-    store.delete([])
-    store.delete(many)
-    store.delete(many)
-    assert names(store) == []
-    store.create(many[0], b"again", content_type=TEXT)
-    assert store.get(many[0]).body == b"again"
-
-
-def test_twenty_mebibytes_stream_up_and_down(store: ObjectStore, tmp_path: Path) -> None:
-    body = random.Random(SEED).randbytes(20 * 1024 * 1024 + 3)
-    (tmp_path / "big").write_bytes(body)
-    store.upload("shards/big", tmp_path / "big", content_type="application/x-sqlite3")
-    store.download("shards/big", tmp_path / "copy")
-    assert (tmp_path / "copy").read_bytes() == body
-    info = store.head("shards/big")
-    assert info is not None
-    assert info.size == len(body)
-    assert [info] == list(store.list())
-    assert {path.name for path in tmp_path.iterdir()} - {"snap"} == {"big", "copy"}
-
-
-def test_an_upload_replaces_as_a_whole(store: ObjectStore, tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"new")
-    store.put("a", b"old", content_type=TEXT)
-    store.upload("a", tmp_path / "file", content_type=TEXT)
-    assert store.get("a").body == b"new"
-
-
-NAMES = st.sampled_from(["a", "b", "d/a", "d/e/f"])
-
-
-@given(st.lists(st.tuples(st.sampled_from(["put", "create", "replace", "delete"]), NAMES), max_size=12))
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_sequence_of_writes_does_what_a_dictionary_does(store: ObjectStore, steps: list[tuple[str, str]]) -> None:
-    store.delete(names(store))
-    model: dict[str, tuple[bytes, str]] = {}
-    for number, (verb, name) in enumerate(steps):
-        body = str(number).encode()
-        try:
-            match verb:
-                case "put":
-                    model[name] = (body, store.put(name, body, content_type=TEXT))
-                case "create":
-                    model[name] = (body, store.create(name, body, content_type=TEXT))
-                case "replace":
-                    _, etag = model.get(name, (b"", '"0"'))
-                    model[name] = (body, store.replace(name, body, etag=etag, content_type=TEXT))
-                case _:
-                    store.delete([name])
-                    model.pop(name, None)
-        except ObjectExistsError:
-            assert verb == "create"
-            assert name in model
-        except ObjectNotFoundError:
-            assert verb == "replace"
-            assert name not in model
-    assert {info.name: (store.get(info.name).body, info.etag) for info in store.list()} == model

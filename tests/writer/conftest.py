@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -10,6 +10,7 @@ import dask
 import dask.dataframe as dd
 import pandas as pd
 import pytest
+from distributed import LocalCluster
 
 from shardyfusion import HashShardedWriteConfig, SqliteFactory
 
@@ -19,6 +20,13 @@ def synchronous():
     """One thread unless a test says otherwise: quick, and failures have short tracebacks."""
     with dask.config.set(scheduler="synchronous"):
         yield
+
+
+@pytest.fixture(scope="module")
+def cluster(s3: str) -> Iterator[LocalCluster]:
+    """Two worker processes. After `s3`, so that they inherit its environment."""
+    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster:
+        yield cluster
 
 
 @pytest.fixture

@@ -31,7 +31,6 @@ from shardyfusion.errors import (
     ComputeError,
     ConfigValidationError,
     CredentialsError,
-    DuplicateKeyError,
     InputDataError,
     ShardAssignmentError,
     ShardyfusionError,
@@ -275,27 +274,6 @@ def test_a_wrong_vectorised_router_is_caught_before_anything_is_published(config
 def test_without_verify_routing_the_sample_is_not_taken(config: HashShardedWriteConfig) -> None:
     wrong = MisroutedConfig(num_dbs=3, s3_prefix=config.s3_prefix, adapter_factory=SqliteFactory())
     assert write_hash_sharded(simple(), wrong, BINARY, DaskWriteOptions(verify_routing=False)).rows == 4
-
-
-@pytest.mark.parametrize(("policy", "kept"), [("first", [b"a", b"c"]), ("last", [b"d", b"c"])])
-@pytest.mark.parametrize("exchange", ["direct", "tasks"])
-def test_duplicate_keys_keep_the_first_or_last_in_input_order(
-    policy: Any, kept: list[bytes], exchange: Any, config: HashShardedWriteConfig
-) -> None:
-    ddf = frame_of(key=[1, 1, 2, 1], v=["a", "b", "c", "d"])
-    config = dataclasses.replace(config, on_duplicate_key=policy)
-    result = write_hash_sharded(ddf, config, BINARY, DaskWriteOptions(exchange=exchange))
-    assert (result.rows, result.input_rows) == (2, 4)
-    with ShardedReader(config.s3_prefix) as reader:
-        assert [reader.get(1), reader.get(2)] == kept
-
-
-def test_duplicate_keys_fail_with_their_count_and_examples(config: HashShardedWriteConfig) -> None:
-    ddf = frame_of(key=[7, 7, 7, 8], v=["a", "b", "c", "d"])
-    with pytest.raises(DuplicateKeyError, match=r"1 different, 2 surplus rows.*\b7\b.*on_duplicate_key"):
-        write_hash_sharded(ddf, config, BINARY)
-    with pytest.raises(SnapshotNotFoundError):
-        ShardedReader(config.s3_prefix)
 
 
 def test_memory_is_refused_on_schedulers_with_other_processes(config: HashShardedWriteConfig) -> None:

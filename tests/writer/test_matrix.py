@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import dask
 import dask.dataframe as dd
 import pytest
-from distributed import Client, LocalCluster
 
 from shardyfusion import (
     ColumnWriteInput,
@@ -27,6 +23,7 @@ from shardyfusion import (
 from shardyfusion.errors import ShardWriteError, ValueEncodingError
 from shardyfusion.writer.dask import write_hash_sharded
 from tests.writer.frames import Rows, contents, make_rows, parquet_frame
+from tests.writer.schedulers import scheduler
 
 ROWS = 20_000
 BACKENDS = {"sqlite": SqliteFactory(), "slatedb": SlateDbFactory(), "slatedb-local": LocalSlateDbFactory()}
@@ -42,23 +39,6 @@ def source(rows: Rows, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("input")
     parquet_frame(rows, directory, partitions=6)
     return directory
-
-
-@pytest.fixture(scope="module")
-def cluster(s3: str) -> Iterator[LocalCluster]:
-    """Two worker processes. After `s3`, so that they inherit its environment."""
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster:
-        yield cluster
-
-
-@contextmanager
-def scheduler(name: str, request: pytest.FixtureRequest) -> Iterator[None]:
-    if name == "distributed":
-        with Client(request.getfixturevalue("cluster")), dask.config.set(scheduler=None):
-            yield
-    else:
-        with dask.config.set(scheduler=name, num_workers=2):
-            yield
 
 
 @pytest.fixture(params=["local", "s3"])

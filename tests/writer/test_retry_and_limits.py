@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 from typing import Any
 
@@ -144,12 +145,41 @@ def test_adapters_receive_keys_in_ascending_order(sort: bool, config: HashSharde
     assert sum(map(len, seen.values())) == len(rows)
 
 
-def test_the_rate_limit_holds_per_shard_and_the_wait_is_reported(config: HashShardedWriteConfig) -> None:
-    """20 rows to one shard at 40 rows/s cannot be done at once; the limiter says how long it held them back."""
-    config = dataclasses.replace(config, num_dbs=1, rate_limits=RateLimits(max_writes_per_second=10))
+@pytest.mark.parametrize(
+    ("limits", "seconds"),
+    [
+        (RateLimits(max_writes_per_second=10), 1.0),  # 20 rows, 10 of which the first second admits
+        (RateLimits(max_write_bytes_per_second=120), 0.75),  # 20 keys of 8 bytes and values of 2 or 3: 210 bytes
+    ],
+)
+def test_the_rate_limit_holds_and_the_wait_is_reported(
+    limits: RateLimits, seconds: float, config: HashShardedWriteConfig
+) -> None:
+    config = dataclasses.replace(config, num_dbs=1, rate_limits=limits)
+    started = time.monotonic()
     result = write_hash_sharded(simple(), config, BINARY)
     assert result.rows == 20
-    assert result.seconds.rate_limit_waits >= 0.5
+    assert result.seconds.rate_limit_waits == pytest.approx(seconds, abs=0.2)
+    assert time.monotonic() - started >= result.seconds.rate_limit_waits
     assert result.winners[0].waited_seconds == result.seconds.rate_limit_waits
     unlimited = write_hash_sharded(simple(), dataclasses.replace(config, rate_limits=RateLimits()), BINARY)
     assert unlimited.seconds.rate_limit_waits == 0
+
+
+def test_each_shard_has_a_limit_of_its_own(config: HashShardedWriteConfig) -> None:
+    """20 rows at 5 a second: one shard would wait for 3 s; four of 3 to 7 rows do not wait for each other."""
+    config = dataclasses.replace(config, num_dbs=4, rate_limits=RateLimits(max_writes_per_second=5))
+    result = write_hash_sharded(simple(), config, BINARY)
+    waits = {winner.rows: winner.waited_seconds for winner in result.winners}
+    assert sum(winner.rows for winner in result.winners) == 20
+    for rows, waited in waits.items():
+        assert waited <= max(0.0, rows / 5 - 1) + 0.01
+    assert result.seconds.rate_limit_waits == pytest.approx(sum(winner.waited_seconds for winner in result.winners))
+
+
+def test_one_row_larger_than_a_second_s_bytes_is_written(config: HashShardedWriteConfig) -> None:
+    config = dataclasses.replace(config, num_dbs=1, rate_limits=RateLimits(max_write_bytes_per_second=50_000))
+    big = frame_of(key=[1, 2], v=["x" * 60_000, "y"])
+    result = write_hash_sharded(big, config, BINARY)
+    assert result.rows == 2
+    assert 0 < result.seconds.rate_limit_waits < 1

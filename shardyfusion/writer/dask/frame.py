@@ -6,7 +6,7 @@ What the tasks do is in `writer/encode.py` and `writer/shard.py`; nothing here t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from shardyfusion.writer.encode import (
     encode_partition,
 )
 from shardyfusion.writer.plan import EncodePlan, ShardPlan, WritePlan
+from shardyfusion.writer.seals import Seal
 from shardyfusion.writer.shard import ShardResult, build_shard
 
 DIRECT_EDGES = 20_000
@@ -127,7 +128,7 @@ class _WriteGraph:
                 tasks[self._name("piece"), number, db_id] = (_piece, (self._name("encode"), number), db_id)
         for db_id in range(self._num_dbs):
             pieces = [(self._name("piece"), number, db_id) for number in self._numbers]
-            tasks[self._name("shard"), db_id] = (_build, db_id, self._name("gate"), self._name("shard-plan"), *pieces)
+            tasks[self._name("shard"), db_id] = self._shard_task(_build, db_id, *pieces)
         return self._finish(tasks, [self._parts])
 
     def shuffled(self, method: str, shard_id_col: str) -> Delayed:
@@ -144,9 +145,7 @@ class _WriteGraph:
         placed = encoded.set_index(shard_id_col, divisions=divisions, shuffle_method=method).to_delayed()
         shards: dict[Any, Any] = {}
         for db_id, partition in enumerate(placed):
-            shards[self._name("shard"), db_id] = (
-                _build_from_frame, db_id, self._name("gate"), self._name("shard-plan"), partition.key,
-            )  # fmt: skip
+            shards[self._name("shard"), db_id] = self._shard_task(_build_from_frame, db_id, partition.key)
         return self._finish(shards, [*placed, *frames])
 
     def _finish(self, tasks: dict[Any, Any], dependencies: list[Any]) -> Delayed:
@@ -154,6 +153,11 @@ class _WriteGraph:
         shards = [(self._name("shard"), db_id) for db_id in range(self._num_dbs)]
         tasks[name] = (_collect, self._name("gate"), *shards)
         return Delayed(name, HighLevelGraph.from_collections(name, tasks, dependencies=dependencies))
+
+    def _shard_task(self, build: Callable[..., ShardResult], db_id: int, *rows: Any) -> tuple[Any, ...]:
+        """The seals go along with the shard that they are of, as the plan travels to every worker whole."""
+        seals = list(self._plan.seals.get(db_id, ()))
+        return build, db_id, self._name("gate"), self._name("shard-plan"), seals, *rows
 
     def _name(self, step: str) -> str:
         return f"shardyfusion-{step}-{self._plan.token}"
@@ -179,8 +183,8 @@ def _piece(encoded: EncodedPartition, db_id: int) -> pa.Table | None:
     return encoded.pieces[db_id]
 
 
-def _build(db_id: int, tally: Tally, plan: ShardPlan, *pieces: pa.Table | None) -> ShardResult:
-    return build_shard(db_id, tally, pieces, plan)
+def _build(db_id: int, tally: Tally, plan: ShardPlan, seals: Sequence[Seal], *pieces: pa.Table | None) -> ShardResult:
+    return build_shard(db_id, tally, pieces, plan, seals)
 
 
 def _collect(tally: Tally, *results: ShardResult) -> tuple[Tally, list[ShardResult]]:
@@ -216,17 +220,22 @@ def _to_frame(encoded: EncodedPartition, plan: EncodePlan, shard_id_col: str) ->
     return pd.DataFrame(columns)
 
 
-def _build_from_frame(db_id: int, tally: Tally, plan: ShardPlan, frame: pd.DataFrame) -> ShardResult:
+def _build_from_frame(
+    db_id: int, tally: Tally, plan: ShardPlan, seals: Sequence[Seal], frame: pd.DataFrame
+) -> ShardResult:
     strangers = frame.index[frame.index != db_id]
     if len(strangers):
         error = ShardCoverageError(
             f"{len(strangers)} rows of other shards arrived at shard {db_id}, the first of shard {strangers[0]}; "
             "nothing was published. Try another DaskWriteOptions.exchange",
             db_id=db_id,
+            expected_rows=tally.of(db_id).rows,
+            arrived_rows=len(frame),
+            difference="misplaced",
         )
         return ShardResult(db_id=db_id, error=error)
     columns = {name.removeprefix(CARRIED): pa.array(frame[name].array) for name in frame.columns}
-    return build_shard(db_id, tally, [pa.table(columns)], plan)
+    return build_shard(db_id, tally, [pa.table(columns)], plan, seals)
 
 
 def _compute(collection: Any, kwargs: dict[str, Any]) -> Any:
@@ -249,11 +258,14 @@ def _compute(collection: Any, kwargs: dict[str, Any]) -> Any:
     return value
 
 
+_OF_A_SHUFFLE = re.compile("shuffle|set_partitions|sort_index")
+
+
 def _step_of(task: str) -> tuple[str, int | None]:
     """What a task of ours, named by Dask, was doing, and for which shard."""
     match = re.search(r"shardyfusion-([a-z-]+)-[0-9a-f]{32}'?, (\d+)(?:, (\d+))?", task)
     if match is None:
-        return "the input" if task else "a task", None
+        return ("the shuffle" if _OF_A_SHUFFLE.search(task) else "the input" if task else "a task"), None
     if match[1] == "shard":
         return f"shard {match[2]}", int(match[2])
     return f"partition {match[2]}", None

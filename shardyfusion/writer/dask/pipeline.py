@@ -8,32 +8,26 @@ from __future__ import annotations
 import time
 import uuid
 import warnings
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import singledispatch
 
 import dask.dataframe as dd
 
 from shardyfusion.commits import BuildStart, CommitLog, CommitRecord, Patience
 from shardyfusion.config import MAX_NUM_DBS, ColumnWriteInput, DaskWriteOptions, HashShardedWriteConfig, WriteConfig
-from shardyfusion.errors import ConfigValidationError, ShardyfusionError
+from shardyfusion.errors import ConfigValidationError, ShardCoverageError, ShardyfusionError, StorageError
 from shardyfusion.layout import run_directory
 from shardyfusion.manifest import ShardingSpec
 from shardyfusion.routing import Router
 from shardyfusion.routing.hashing import HashRouter
 from shardyfusion.run_registry import RunLease
-from shardyfusion.serde.key_columns import check_key_dtype
 from shardyfusion.storage import ObjectStore, open_store
 from shardyfusion.type_defs import require, require_type
-from shardyfusion.writer.dask.frame import (
-    FrameFacts,
-    choose_exchange,
-    compute_write,
-    count_rows,
-    frame_facts,
-    scheduler_kind,
-)
+from shardyfusion.writer.dask.frame import FrameFacts, choose_exchange, compute_write, count_rows, scheduler_kind
+from shardyfusion.writer.dask.request import check_request
 from shardyfusion.writer.encode import Tally
 from shardyfusion.writer.outcome import (
     Outcome,
@@ -44,10 +38,13 @@ from shardyfusion.writer.outcome import (
     manifest_of,
     select_winners,
 )
-from shardyfusion.writer.plan import check_local_root, make_plan, request_fingerprint
+from shardyfusion.writer.plan import make_plan, request_fingerprint
 from shardyfusion.writer.publish import publish_errors, publish_snapshot, sweep_losers
 from shardyfusion.writer.result import BuildResult, WriteSeconds
+from shardyfusion.writer.seals import Seal, find_seals, unsealed_shards
 from shardyfusion.writer.shard import ShardResult
+
+_SHOWN_SHARDS = 20
 
 
 def write_hash_sharded(
@@ -60,7 +57,8 @@ def write_hash_sharded(
 
     Computes on the ambient Dask scheduler and returns once the manifest, its commit record and `_CURRENT` are durable:
     readers see the old snapshot until then, and the whole new one from then on. After a `PublishManifestError` (or
-    `PublishCurrentError`) call again with `run_id=` the failed run's id to finish without reading the input.
+    `PublishCurrentError`) call again with `run_id=` the failed run's id to finish without reading the input; after any
+    other error that call reads the input again, and keeps those of its shards that are built already.
 
     Raises:
         ConfigValidationError: the request cannot work; nothing was read or written.
@@ -109,6 +107,8 @@ class _Run:
     run_dir: str
     lease: RunLease
     start: BuildStart
+    overtaken: datetime | None
+    """When another writer last moved the pointer past our log, if one did."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,55 +134,16 @@ class _Write:
         self._seconds = WriteSeconds()
 
     def run(self) -> BuildResult:
-        facts = self._check_request()
+        facts = check_request(self._ddf, self._config, self._input, self._options)
         with self._start_run(facts) as run:
-            outcome = find_outcome(run.store, run.run_id, run.request) if self._config.run_id else None
-            built = None
-            if outcome is None:
-                built = self._build(run, facts)
-                mine = self._make_outcome(run, built)
-                with publish_errors(run.run_id):
-                    outcome = freeze_outcome(run.store, mine, self._patience)
-                built = built if outcome is mine else None  # else another execution of this run id was first
-            record = self._publish(run, outcome)
+            outcome, built = self._settle(run, facts)
+            record = self._publish(run, outcome, resumed=built is None)
             with self._timed("sweep"):
                 sweep_losers(run.store, outcome, run.run_dir)
             run.lease.finish(manifest_ref=record.manifest_ref)
         if built and built.tally.converted:
             warnings.warn(built.tally.converted, stacklevel=3)  # the caller of write_hash_sharded
         return self._result(record, outcome, built)
-
-    def _check_request(self) -> FrameFacts:
-        """Everything that can be known to be wrong without touching data or store."""
-        config, key_col = self._config, self._input.key_col
-        facts = frame_facts(self._ddf)
-        names = list(facts.columns)
-        repeated = sorted({str(name) for name in names if names.count(name) > 1})
-        require(not repeated, f"the DataFrame has several columns named {', '.join(repeated)}; rename them")
-        require(
-            key_col in facts.dtypes,
-            f"key column {key_col!r} is no column or named index; there are {', '.join(map(str, facts.dtypes))}",
-        )
-        require(
-            config.shard_id_col not in facts.dtypes,
-            f"the data has a column {config.shard_id_col!r}, which is the temporary shard column; rename it, or set "
-            "config.shard_id_col",
-        )
-        check_key_dtype(facts.dtypes[key_col], config.key_encoding, key_col)
-        self._input.value_spec.check_columns(facts.columns, facts.dtypes)
-        address, scheduler = config.address(), scheduler_kind()
-        config.adapter_factory.check(address)
-        check_local_root(config.local_root)
-        require(
-            address.kind != "memory" or scheduler in ("synchronous", "threads"),
-            f"{address.url} lives in this process only, and the scheduler ({scheduler}) may have others; use a local "
-            "directory or s3://, or compute with scheduler='threads'",
-        )
-        require(
-            self._options.exchange != "p2p" or scheduler == "distributed",
-            f"exchange='p2p' needs a distributed client, not {scheduler}; use 'auto', 'direct' or 'tasks'",
-        )
-        return facts
 
     @contextmanager
     def _start_run(self, facts: FrameFacts) -> Generator[_Run]:
@@ -203,7 +164,8 @@ class _Write:
             exc.facts.setdefault("run_id", run_id)
             raise
         try:
-            head = CommitLog(store).state().head
+            state = CommitLog(store).state()
+            head = state.head
             yield _Run(
                 run_id=run_id,
                 request=request_fingerprint(config, self._input, facts.dtypes),
@@ -213,12 +175,38 @@ class _Write:
                 start=BuildStart(
                     base=head.seq if head else 0, started_at=lease.started_at, log=head.log if head else None
                 ),
+                overtaken=state.foreign.modified if state.foreign else None,
             )
         except BaseException as exc:
             if isinstance(exc, ShardyfusionError):
                 exc.facts.setdefault("run_id", run_id)
             lease.finish(error=exc)
             raise
+
+    def _settle(self, run: _Run, facts: FrameFacts) -> tuple[Outcome, _Built | None]:
+        """The one outcome of the run id, and what was built for it here: None if another execution decided it."""
+        found = self._find_outcome(run)
+        if found is not None:
+            return found, None
+        try:
+            built = self._build(run, facts)
+        except ConfigValidationError:
+            raise
+        except ShardyfusionError:
+            # One that has committed meanwhile sweeps the run's directory, and what was being built here with it.
+            with suppress(StorageError):
+                found = self._find_outcome(run)
+            if found is None:
+                raise
+            return found, None
+        mine = self._make_outcome(run, built)
+        with publish_errors(run.run_id):
+            outcome = freeze_outcome(run.store, mine, self._patience)
+        return outcome, built if outcome is mine else None
+
+    def _find_outcome(self, run: _Run) -> Outcome | None:
+        """What another execution decided; there is none under an id that was made up just now."""
+        return find_outcome(run.store, run.run_id, run.request) if self._config.run_id else None
 
     def _build(self, run: _Run, facts: FrameFacts) -> _Built:
         """Encode, place and build every shard; then check that nothing was lost on the way."""
@@ -232,10 +220,12 @@ class _Write:
                 sharding,
                 run_id=run.run_id,
                 request=run.request,
+                start=run.start,
+                seals=self._find_seals(run),
                 verify_routing=self._options.verify_routing,
                 with_ordinal=exchange != "direct" and self._config.on_duplicate_key != "fail",
             )
-        with self._timed("build"):
+        with self._timed("build"), self._naming_what_is_missing(run, router.num_dbs):
             tally, results = compute_write(
                 self._ddf, self._needed_columns(facts), plan, exchange, self._options, self._config.shard_id_col
             )
@@ -245,37 +235,70 @@ class _Write:
         check_conservation(tally, results)
         return _Built(sharding=sharding, tally=tally, results=results)
 
+    @contextmanager
+    def _naming_what_is_missing(self, run: _Run, num_dbs: int) -> Generator[None]:
+        """A scheduler that gave up tells one task, and often one that only waited on the worker that died."""
+        try:
+            yield
+        except ShardCoverageError as exc:
+            with suppress(StorageError):
+                missing = unsealed_shards(run.store, run.run_dir, self._config.output.db_path_template, num_dbs)
+                exc.facts["shards_missing"] = missing[:_SHOWN_SHARDS]
+                exc.facts["of_shards"] = num_dbs
+            raise
+
+    def _find_seals(self, run: _Run) -> Mapping[int, Sequence[Seal]]:
+        if not self._config.run_id:
+            return {}
+        return find_seals(
+            run.store,
+            run.run_dir,
+            run_id=run.run_id,
+            request=run.request,
+            start=run.start,
+            overtaken=run.overtaken,
+        )
+
     def _needed_columns(self, facts: FrameFacts) -> list[str]:
         """Only what the key and the value need is read; the index always comes along."""
         wanted = self._input.value_spec.columns
         return [name for name in facts.columns if wanted is None or name in wanted or name == self._input.key_col]
 
     def _make_outcome(self, run: _Run, built: _Built) -> Outcome:
+        """What was reused counts from when it was started: its rows may be as old as that."""
+        starts = [run.start.started_at, *(result.reused.start.started_at for result in built.results if result.reused)]
         return make_outcome(
             run_id=run.run_id,
             request=run.request,
-            start=run.start,
+            start=replace(run.start, started_at=min(starts)),
             sharding=built.sharding,
             tally=built.tally,
             winners=select_winners(built.results),
         )
 
-    def _publish(self, run: _Run, outcome: Outcome) -> CommitRecord:
+    def _publish(self, run: _Run, outcome: Outcome, *, resumed: bool) -> CommitRecord:
         with self._timed("publish"):
             manifest = manifest_of(outcome, self._config, self._input.key_col, run.store.url)
             record = publish_snapshot(
-                run.store, outcome, manifest, run_dir=run.run_dir, patience=self._patience, force=self._config.force
+                run.store,
+                outcome,
+                manifest,
+                run_dir=run.run_dir,
+                patience=self._patience,
+                force=self._config.force,
+                resumed=resumed,
             )
             CommitLog(run.store, patience=self._patience).advance_pointer(record)
         return record
 
     def _result(self, record: CommitRecord, outcome: Outcome, built: _Built | None) -> BuildResult:
         results = built.results if built else ()
+        reused = {result.db_id for result in results if result.reused}
         seconds = replace(
             self._seconds,
             encode_tasks=built.tally.seconds if built else 0.0,
             shard_tasks=sum(result.seconds for result in results),
-            rate_limit_waits=sum(result.attempt.waited_seconds for result in results if result.attempt),
+            rate_limit_waits=sum(r.attempt.waited_seconds for r in results if r.attempt and not r.reused),
         )
         return BuildResult(
             run_id=outcome.run_id,
@@ -287,6 +310,7 @@ class _Write:
             attempts={result.db_id: result.attempts for result in results if result.attempts},
             payload_bytes=built.tally.payload_bytes if built else 0,
             reused=built is None,
+            reused_shards=tuple(w.db_id for w in outcome.winners if built is None or w.db_id in reused),
         )
 
     @contextmanager
