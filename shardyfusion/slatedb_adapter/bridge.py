@@ -67,7 +67,7 @@ async def _cancel_all() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Bridge:
-    """Calls into SlateDB on behalf of one shard, which every error names.
+    """Calls into SlateDB on behalf of one shard, which every error names, with the `endpoint` of its store if given.
 
     `failure` is what SlateDB's errors, its panics and a missed deadline become. `impasse` is asked while a call takes
     long: why it cannot end, or None. (SlateDB tries again for ever where a disk is full.)
@@ -77,6 +77,7 @@ class Bridge:
     db_id: int
     deadline_seconds: float
     failure: type[ShardWriteError] | type[ShardUnavailableError]
+    endpoint: str | None = None
     impasse: Callable[[], str | None] = lambda: None
 
     def run(
@@ -100,7 +101,7 @@ class Bridge:
                 future = asyncio.run_coroutine_threadsafe(coroutine, thread.loop)
             except RuntimeError:
                 coroutine.close()
-                raise self._failed(f"cannot {verb} {self.url}: the interpreter is shutting down") from None
+                raise self._failed(f"cannot {verb} {self._where}: the interpreter is shutting down") from None
             limit = self.deadline_seconds if deadline_seconds is None else deadline_seconds
             try:
                 return self._answer(future, limit)
@@ -111,10 +112,10 @@ class Bridge:
                     future.add_done_callback(lambda done: None if done.cancelled() else _in_a_thread(if_late))
                 _replace_if_stuck(thread)
                 late = ShardTimeoutError if self.failure is ShardUnavailableError else self.failure
-                message = f"cannot {verb} {self.url}: {exc}"
+                message = f"cannot {verb} {self._where}: {exc}"
                 raise late(message, db_id=self.db_id) from exc
             except CancelledError:
-                raise self._failed(f"cannot {verb} {self.url}: the interpreter is shutting down") from None
+                raise self._failed(f"cannot {verb} {self._where}: the interpreter is shutting down") from None
             except BaseException:
                 future.cancel()
                 raise
@@ -145,7 +146,11 @@ class Bridge:
         try:
             yield
         except (binding.Error, binding.InternalError) as exc:
-            raise self._failed(f"cannot {verb} {self.url}: SlateDB says: {exc}") from exc
+            raise self._failed(f"cannot {verb} {self._where}: SlateDB says: {exc}") from exc
+
+    @property
+    def _where(self) -> str:
+        return f"{self.url} at {self.endpoint}" if self.endpoint else self.url
 
     def _failed(self, message: str) -> ShardWriteError | ShardUnavailableError:
         return self.failure(message, db_id=self.db_id)

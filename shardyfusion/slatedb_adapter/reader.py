@@ -14,7 +14,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +90,7 @@ class SlateDbReaderFactory:
             if refusal(source.address, s3) is None:
                 with bridge.calling("open"):
                     place = place_of(source.address, source.directory, s3)
+                bridge = replace(bridge, endpoint=place.endpoint)
                 return SlateDbReader(bridge, place, cache_bytes=self.cache_bytes, same_as=later)
             copy = _download(source)
         except (StorageError, OSError) as exc:

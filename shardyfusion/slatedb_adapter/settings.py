@@ -39,6 +39,8 @@ class Place:
     store: ObjectStore
     path: str
     retries: int
+    endpoint: str | None = None
+    """Where its store is asked, if that is not the usual place."""
 
 
 def check_deadline(seconds: object) -> None:
@@ -75,7 +77,8 @@ def place_of(address: StoreAddress, directory: str, s3: ResolvedS3 | None) -> Pl
     if s3 is None:
         return local_place(address.path / directory)
     prefix = f"{address.key_prefix}/{directory}" if address.key_prefix else directory
-    return Place(store=_s3_store(address.bucket, s3), path=prefix, retries=s3.max_attempts - 1)
+    store = _s3_store(address.bucket, s3)
+    return Place(store=store, path=prefix, retries=s3.max_attempts - 1, endpoint=s3.endpoint_url)
 
 
 def local_place(root: Path) -> Place:

@@ -9,7 +9,7 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -134,6 +134,7 @@ class SlateDbAdapter(ABC):
         )
         with self._bridge.calling("create"):
             self._place = self._make_place()
+            self._bridge = replace(self._bridge, endpoint=self._place.endpoint)
             builder = DbBuilder(self._place.path, self._place.store)
             builder.with_settings(bulk_settings(sst_bytes=settings.sst_bytes, retries=self._place.retries))
         self._db = self._bridge.run("create", builder.build)

@@ -15,7 +15,13 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from shardyfusion.errors import ObjectExistsError, ObjectNotFoundError, StorageError, UnsafeStoreError
+from shardyfusion.errors import (
+    ObjectExistsError,
+    ObjectNotFoundError,
+    StorageError,
+    StoreUnavailableError,
+    UnsafeStoreError,
+)
 from shardyfusion.storage.contract import ObjectInfo, PendingUpload, StoredObject
 from shardyfusion.storage.durable import (
     LOCK_FILE,
@@ -73,9 +79,13 @@ class LocalStore:
             except FileExistsError as exc:
                 if target.is_dir():
                     raise
+                # Who is told that it exists counts on it, and whoever made it may not have come to this yet.
+                with _unknown_from_here(f"{self.url}/{name}"):
+                    sync_path(target.parent)
                 raise ObjectExistsError(f"{self.url}/{name} exists already") from exc
-            sync_path(target.parent)
-            return _etag(target.stat(), body)
+            with _unknown_from_here(f"{self.url}/{name}"):
+                sync_path(target.parent)
+                return _etag(target.stat(), body)
 
     def replace(self, name: str, body: bytes, *, etag: str, content_type: str) -> str:
         del content_type
@@ -83,8 +93,9 @@ class LocalStore:
         with self._writing(name) as target, _staged(target, body) as staged, locked(target.parent):
             self._check_etag(name, etag)
             staged.replace(target)
-            sync_path(target.parent)
-            return _etag(target.stat(), body)
+            with _unknown_from_here(f"{self.url}/{name}"):
+                sync_path(target.parent)
+                return _etag(target.stat(), body)
 
     def upload(self, name: str, path: Path, *, content_type: str) -> None:
         del content_type
@@ -215,6 +226,15 @@ class LocalStore:
                 f"a local object name has no empty segments, and none that begins with {RESERVED}", name=name
             )
         return self._root.joinpath(*segments)
+
+
+@contextmanager
+def _unknown_from_here(url: str) -> Generator[None]:
+    """The object has its name, whatever goes wrong now: that is no refusal."""
+    try:
+        yield
+    except OSError as exc:
+        raise StoreUnavailableError(f"{url} is written, but may not survive a crash: {exc.strerror or exc}") from exc
 
 
 def _may_be_object(file_name: str) -> bool:

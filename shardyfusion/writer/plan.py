@@ -7,7 +7,7 @@ import json
 import os
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -133,11 +133,12 @@ def request_fingerprint(config: WriteConfig, input: ColumnWriteInput, columns: M
     columns with dtypes, and the library's version. Never a Dask token: those differ from process to process."""
     options = {f.name: getattr(config, f.name) for f in fields(config) if f.name in _CONTENT_OPTIONS}
     factory = config.adapter_factory
+    settings = {f.name: getattr(factory, f.name) for f in fields(factory)} if is_dataclass(factory) else None
     request: dict[str, Any] = {
         "kind": type(config).__name__,
         "options": options,
         "layout": [config.output.shard_prefix, config.output.db_path_template],
-        "engine": [type(factory).__qualname__, asdict(factory) if is_dataclass(factory) else None],
+        "engine": [type(factory).__qualname__, settings],
         "key_col": input.key_col,
         "value": input.value_spec.fingerprint(),
         "columns": [[repr(name), str(dtype)] for name, dtype in columns.items()],

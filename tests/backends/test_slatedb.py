@@ -187,9 +187,11 @@ def test_an_endpoint_that_never_answers_costs_the_deadline_and_no_more(silent: s
         options={"endpoint_url": silent},
     )
     reads, writes = SlateDbReaderFactory(deadline_seconds=0.3), SlateDbFactory(deadline_seconds=0.3)
-    with pytest.raises(ShardTimeoutError, match=r"s3://bucket/snap/db: SlateDB gave no answer in 0.3 seconds"):
+    with pytest.raises(
+        ShardTimeoutError, match=r"s3://bucket/snap/db at http://127.*: SlateDB gave no answer in 0.3 seconds"
+    ):
         reads.open_reader(_source(address, tmp_path))
-    with pytest.raises(ShardWriteError, match=r"create s3://bucket/snap/db: SlateDB gave no answer"):
+    with pytest.raises(ShardWriteError, match=r"create s3://bucket/snap/db at http://127.*: SlateDB gave no answer"):
         writes.open(_target(address, tmp_path))
     local = StoreAddress.parse(tmp_path / "store")
     assert _build(local, tmp_path).rows == 100, "the loop still works"
@@ -331,7 +333,7 @@ def test_a_database_that_is_not_there_is_unavailable_at_once(tmp_path: Path, s3_
     reads = SlateDbReaderFactory()
     for prefix in (str(tmp_path / "nothing"), s3_prefix, f"memory://{uuid4().hex}"):
         address = StoreAddress.parse(prefix)
-        with pytest.raises(ShardUnavailableError, match=r"/db: "):
+        with pytest.raises(ShardUnavailableError, match=r"/db(: | at http://127)"):
             reads.open_reader(_source(address, tmp_path))
 
 

@@ -81,9 +81,10 @@ def old_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    """Nannies bring back what is killed. On a busy machine that takes long, and the cluster must not give up on them;
-    and where no worker comes back at all, a computation would wait for one for ever."""
-    patient = {"distributed.deploy.lost-worker-timeout": "180s", "distributed.scheduler.no-workers-timeout": "90s"}
+    """Nannies bring back what is killed. Some time after a death the cluster looks whether its worker is back, and gives
+    it up if it is being killed again just then: not within these tests. Where no worker comes back at all, a computation
+    would wait for one for ever."""
+    patient = {"distributed.deploy.lost-worker-timeout": "2h", "distributed.scheduler.no-workers-timeout": "90s"}
     with (
         dask.config.set(patient),
         LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster,

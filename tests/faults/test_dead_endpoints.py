@@ -105,7 +105,7 @@ def test_a_request_is_tried_as_often_as_configured(dead: str) -> None:
 
 def test_slatedb_does_not_create(dead: str, tmp_path: Path) -> None:
     factory = SlateDbFactory(deadline_seconds=SECONDS)
-    with ends(30, ShardWriteError, "s3://bucket/snap/shards/x"):
+    with ends(30, ShardWriteError, f"s3://bucket/snap/shards/x at {dead}"):
         factory.open(target("s3://bucket/snap", dead, tmp_path))
 
 
@@ -117,7 +117,7 @@ def test_an_endpoint_that_dies_under_a_slatedb_writer(after: str, s3_prefix: str
             proxy.silence()
         adapter.write_batch((b"%08d" % n, b"v" * 100) for n in range(100))
         proxy.silence()
-        with ends(30, ShardWriteError, f"{s3_prefix}/shards/x"):
+        with ends(30, ShardWriteError, f"{s3_prefix}/shards/x at {proxy.url}"):
             adapter.seal()
 
 
@@ -136,7 +136,7 @@ def test_an_endpoint_that_dies_under_a_reader(factory: Any, s3_prefix: str, prox
         assert reader.get(by_shard[0]) == ROWS[by_shard[0]]
         proxy.silence()
         assert reader.get(by_shard[0]) == ROWS[by_shard[0]]
-        with ends(30, ShardUnavailableError, "shard 1", s3_prefix):
+        with ends(30, ShardUnavailableError, "shard 1", s3_prefix, proxy.url):
             reader.get(by_shard[1])
         with ends(30, StoreUnavailableError, f"{s3_prefix}/_CURRENT", proxy.url):
             reader.refresh()
