@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import dask.dataframe as dd
+import pandas as pd
 import pytest
 
 from shardyfusion import DaskWriteOptions, HashShardedWriteConfig, LocalSlateDbFactory, SlateDbFactory, SqliteFactory
@@ -109,6 +111,21 @@ def test_the_build_counts_as_begun_when_the_oldest_of_it_began(config: HashShard
     assert len(starts) == 2
     assert oldest == min(starts, key=lambda start: start.started_at)
     assert (head_of(config).base, head_of(config).started_at, head_of(config).log) == dataclasses.astuple(oldest)
+
+
+def test_a_file_that_changed_behind_the_same_path_is_noticed(tmp_path: Path, config: HashShardedWriteConfig) -> None:
+    """The very same frame, over a file of the same name, size and number of rows."""
+    path = tmp_path / "in.parquet"
+
+    def store(values: dict[int, bytes]) -> None:
+        pd.DataFrame({"key": list(values), "v": list(values.values())}).to_parquet(path)
+
+    store(rows())
+    seal_all_and_fail(config, dd.read_parquet(path))
+    store(rows(k7=b"V7"))
+    result = write_hash_sharded(dd.read_parquet(path), config, INPUT)
+    assert set(range(SHARDS)) - set(result.reused_shards) == {shard_of(config, 7)}
+    assert contents(config.s3_prefix) == stored(rows(k7=b"V7"))
 
 
 CHANGES: dict[str, Callable[[dict[int, bytes]], dict[int, bytes]]] = {
