@@ -27,6 +27,11 @@ _TAKEN = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY}
 _WRONG = {errno.ENAMETOOLONG, errno.EINVAL, errno.EFBIG}
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file below a local root, given by its path there, is one of those."""
+    return name.rpartition("/")[2].startswith(RESERVED)
+
+
 @contextmanager
 def translated_os_errors(
     action: str, where: str, *, missing: type[StorageError] = StoreUnavailableError

@@ -36,8 +36,8 @@ class KillPoint:
     """A place where a job can be stopped: just before or just after one step of it.
 
     `number` counts them from 1, in the order in which the job gets there. `action` is a request to a store (`create`),
-    a step of an adapter (`seal`), or a system call on a local file (`os.link`), and `name` what it is done to. There is
-    no point after a local step: nothing durable happens between it and the next point.
+    a step of an adapter (`seal`), or a system call on a local file (`os.link`), and `name` what it is done to. A local
+    step has no point after it: the next point finds it done.
     """
 
     number: int

@@ -1,4 +1,4 @@
-"""The commit log: one chain, three outcomes of a conditional write, and readers that are never led back."""
+"""The commit log, beyond what its suite asks of every store: odd answers, broken logs, and another writer's pointers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from shardyfusion.errors import (
     UnsafeStoreError,
 )
 from shardyfusion.layout import COMMITS, JSON_TYPE, commit_name
-from shardyfusion.storage import MemoryStore, ObjectStore, StoreAddress, open_store
+from shardyfusion.storage import MemoryStore, ObjectStore
 from shardyfusion.testing import FaultStore, StoreCall
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
@@ -98,28 +98,6 @@ def foreign_pointer(store: ObjectStore, run_id: str) -> bytes:
     ).encode()
     store.put("_CURRENT", body, content_type=JSON_TYPE)
     return body
-
-
-def test_commits_form_one_chain(any_prefix: str, request: pytest.FixtureRequest) -> None:
-    store = open_store(StoreAddress.parse(any_prefix))
-    with pytest.raises(SnapshotNotFoundError, match="no snapshot"):
-        served_manifest(store)
-    for run in ("a", "b", "c"):
-        publish(store, run)
-    records = list(CommitLog(store).records(1, 3))
-    assert [record.run_id for record in records] == ["a", "b", "c"]
-    assert [record.seq for record in CommitLog(store).history()] == [3, 2, 1]
-    assert {record.log for record in records} == {records[0].log}
-    served = served_manifest(store)
-    assert (served.run_id, served.seq, served.log) == ("c", 3, records[0].log)
-
-
-@pytest.mark.parametrize("applied", [True, False], ids=["applied-then-lost", "never-arrived"])
-@pytest.mark.parametrize("count", [1, 2])
-def test_a_lost_reply_is_neither_a_conflict_nor_a_second_commit(applied: bool, count: int, store: ObjectStore) -> None:
-    faulty = disturbed(store, count, "create", "commits/", StoreUnavailableError("reset"), applied=applied)
-    assert append(faulty, "a").seq == 1
-    assert [record.run_id for record in CommitLog(store).history()] == ["a"]
 
 
 def test_a_read_back_that_finds_nothing_is_repeated(store: ObjectStore) -> None:
@@ -195,13 +173,6 @@ def test_order_of_builds_is_base_then_the_stores_clock(
     assert append(store, "mine", mine, force=True).seq == 3
 
 
-def test_one_run_id_is_committed_once(store: ObjectStore) -> None:
-    first = append(store, "a", start())
-    append(store, "b")
-    assert append(store, "a", start()) == first
-    assert len(list(CommitLog(store).history())) == 2
-
-
 def test_an_expired_run_is_refused_even_with_force(store: ObjectStore) -> None:
     record = append(store, "a", start())
     cleanup = dataclasses.replace(record, seq=2, parent=(1, record.write_id), kind="cleanup", expired=("slow",))
@@ -220,13 +191,6 @@ def test_a_broken_or_replaced_log_is_refused(store: ObjectStore) -> None:
     store.put(commit_name(2), stranger.encode(), content_type=JSON_TYPE)
     with pytest.raises(CommitLogError, match="does not follow"):
         append(store, "c", start(1, 9, log=first.log))
-
-
-def test_the_pointer_never_goes_back(store: ObjectStore) -> None:
-    first = publish(store, "a")
-    publish(store, "b")
-    CommitLog(store).advance_pointer(first)
-    assert json.loads(store.get("_CURRENT").body)["seq"] == 2
 
 
 @pytest.mark.parametrize(

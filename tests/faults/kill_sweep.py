@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterable, Set
 from datetime import datetime, timedelta
 from itertools import count
 from pathlib import Path
@@ -15,14 +15,13 @@ from shardyfusion.layout import (
     COMMITS,
     CURRENT,
     OUTCOMES,
-    RUNS,
     SEAL,
     name_under,
     parse_commit_name,
     parse_run_record_name,
 )
 from shardyfusion.operations import cleanup
-from shardyfusion.storage import StoreAddress, open_store, wrapping_stores
+from shardyfusion.storage import PendingUpload, StoreAddress, open_store, wrapping_stores
 from shardyfusion.testing import FaultStore, KillPoint, count_kill_points
 from tests.faults.kill_jobs import KEYS, BuildJob, rows_of
 
@@ -88,7 +87,10 @@ class Sweep:
         assert set(self._before) <= set(after)
         assert left & set(self._before) <= {CURRENT}
         committed = any(parse_commit_name(name) for name in left)
-        state = _state({f"{name} {after[name][0]}" if name.startswith(RUNS) else name for name in left}, job.run_id)
+        # The size of a run record tells its status.
+        state = _state(
+            {f"{name} {after[name][0]}" if parse_run_record_name(name) else name for name in left}, job.run_id
+        )
         follow = self._followed is None or state not in self._followed
         if committed or follow:
             self._check_rows(job if committed else self._served)
@@ -100,15 +102,16 @@ class Sweep:
                 self._followed.add(state)
         elif committed:
             assert job().reused  # it also brings the pointer along, so that the next build begins as all others
+            self._store.abort_uploads(list(self._uploads()))
             self._served, self._before = job, self._objects()
         else:
             self._forget(left)
 
     def _follow_up(self, job: BuildJob) -> None:
         later = self._job()
-        for rebuild in (job, later):
-            assert rebuild().run_id == rebuild.run_id
-            self._check_rows(rebuild)
+        assert job().run_id == job.run_id
+        self._check_rows(job)
+        assert later().run_id == later.run_id
         with wrapping_stores(OneHourLater):
             cleanup(self._prefix, keep_last=1, grace=timedelta(0))
         self._check_only_what_is_needed_is_left({job.run_id, later.run_id})
@@ -126,12 +129,16 @@ class Sweep:
     def _objects(self) -> Objects:
         """What is there, temporary files of a local store included: sizes and etags."""
         found = {info.name: (info.size, info.etag) for info in self._store.list()}
-        return found | {upload.name: (0, upload.upload_id) for upload in self._store.pending_uploads()}
+        return found | {upload.name: (0, upload.upload_id) for upload in self._uploads()}
+
+    def _uploads(self) -> Iterable[PendingUpload]:
+        return () if "://" in self._prefix else self._store.pending_uploads()  # elsewhere one put makes an object
 
     def _forget(self, left: Set[str]) -> None:
         """Undo what a stopped build has done, so that the next one begins where it began."""
-        self._store.abort_uploads(upload for upload in self._store.pending_uploads() if upload.name in left)
-        self._store.delete(left & {info.name for info in self._store.list()})
+        unfinished = [upload for upload in self._uploads() if upload.name in left]
+        self._store.abort_uploads(unfinished)
+        self._store.delete(left - {upload.name for upload in unfinished})
 
     def _check_only_what_is_needed_is_left(self, run_ids: Set[str]) -> None:
         """The log, the outcomes, and the versions that are served now and were served before, with their run records."""

@@ -21,6 +21,8 @@ MODULES = [
     "shardyfusion.slatedb_adapter",
     "shardyfusion.sqlite_adapter",
     "shardyfusion.storage",
+    "shardyfusion.testing",
+    "shardyfusion.testing.suites",
     "shardyfusion.writer.dask",
 ]
 OPTIONAL = [

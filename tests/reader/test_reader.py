@@ -1,4 +1,4 @@
-"""`ShardedReader` on published SQLite snapshots, on every kind of store."""
+"""`ShardedReader` on published SQLite snapshots, beyond what the suite for readers asks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from shardyfusion.errors import (
     ManifestParseError,
     ReaderStateError,
     ShardUnavailableError,
-    SnapshotNotFoundError,
     StoreAccessError,
 )
 from shardyfusion.layout import CURRENT, JSON_TYPE
@@ -126,11 +125,6 @@ def test_snapshot_info_says_what_is_served(prefix):
         assert "nightly" in repr(reader)
 
 
-def test_no_snapshot(any_prefix):
-    with pytest.raises(SnapshotNotFoundError):
-        ShardedReader(any_prefix)
-
-
 def test_a_missing_shard_is_an_error_and_never_an_absent_key(any_prefix):
     manifest = build(any_prefix, ROWS)
     commit(any_prefix, manifest)
@@ -207,18 +201,6 @@ def test_a_shard_elsewhere_is_read_only_when_opted_in(prefix, tmp_path):
 
 
 # -- refresh -----------------------------------------------------------------------------------------------------------
-
-
-def test_refresh_serves_the_next_commit(any_prefix):
-    publish(any_prefix, {1: b"old", 2: b"gone"})
-    with ShardedReader(any_prefix) as reader:
-        assert reader.get(1) == b"old"
-        publish(any_prefix, {1: b"new"}, run_id="run-2", num_dbs=7)
-        assert reader.get(1) == b"old", "a reader serves one snapshot until it is told to look"
-        assert reader.refresh() is True
-        assert reader.multi_get([1, 2]) == {1: b"new", 2: None}
-        assert (reader.snapshot_info().seq, reader.snapshot_info().num_dbs) == (2, 7)
-        assert reader.refresh() is False
 
 
 def test_a_failed_refresh_keeps_the_old_snapshot(prefix):
