@@ -28,6 +28,7 @@ _SEGMENT = re.compile(r"[A-Za-z0-9._-]+")
 _TEMPLATE = re.compile(r"[A-Za-z0-9._=-]*\{db_id(:0\d{1,2}d)?\}[A-Za-z0-9._=-]*")
 _MANIFEST_DIR = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z)_run_id=([^/]+)/?")
 _COMMIT = re.compile(r"commits/(\d{20})\.json")
+_SHARD_OBJECT = re.compile(r"([^/]+)/run_id=([^/]+)/[^/]+/attempt=[^/]+/.+", re.DOTALL)
 _RUN_RECORD = re.compile(r"runs/(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z)_run_id=([^/]+)_([0-9a-f]{32})/run\.yaml")
 
 
@@ -116,6 +117,12 @@ def run_directory(shard_prefix: str, run_id: str) -> str:
 def attempt_directory(run_dir: str, db_path_template: str, db_id: int, attempt: int, nonce: str) -> str:
     """One execution's own directory. The nonce (8 hex) keeps a zombie task out of a retry's files."""
     return f"{run_dir}{db_path_template.format(db_id=db_id)}/attempt={attempt:02d}-{nonce}"
+
+
+def parse_shard_object_name(name: str, shard_prefixes: frozenset[str]) -> str | None:
+    """The run id of an object of a shard, or None for any other: a `run_id=…` alone may be a directory of anybody's."""
+    match = _SHARD_OBJECT.fullmatch(name)
+    return match[2] if match and match[1] in shard_prefixes else None
 
 
 def join_url(root: str, name: str) -> str:

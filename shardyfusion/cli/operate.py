@@ -39,7 +39,8 @@ def _age(ctx: click.Context, param: click.Parameter, value: str | None) -> timed
 def rollback(prefix: str, to: str, endpoint_url: str | None, region: str | None) -> None:
     """Serve an earlier version of PREFIX again. `shardy history` lists them."""
     ref = run_rollback(prefix, to=to, s3_connection_options=connection_options(endpoint_url, region))
-    click.echo(f"commit {ref.seq}: serving run {ref.run_id} ({ref.ref})")
+    commit = "no commit" if ref.seq is None else f"commit {ref.seq}"  # what another writer's pointer serves has none
+    click.echo(f"{commit}: serving run {ref.run_id} ({ref.ref})")
 
 
 @click.command()

@@ -280,6 +280,8 @@ def next_record(
 
 
 def _how_to_finish(record: CommitRecord) -> str:
+    if record.kind == "rollback":  # not "the same again": from here on, "previous" is what is being withdrawn
+        return f"roll back to {record.manifest_ref} to finish"
     return f"{f'rerun with run_id={record.run_id!r}' if record.kind == 'build' else 'run the same again'} to finish"
 
 

@@ -62,16 +62,22 @@ def load_manifest(store: ObjectStore, ref: ManifestRef) -> Manifest:
 def snapshots_before(store: ObjectStore, ref: ManifestRef, *, pointer_name: str = CURRENT) -> Iterator[ManifestRef]:
     """What was served before `ref`, which is served now: the newest first, and only what may be served again.
 
-    What a rollback has withdrawn is left out, and a snapshot that a cleanup has expired ends it. In a prefix without
-    commits, it is the manifests older than that one. `ManifestParseError`, `CommitLogError`: the log is damaged there.
+    What a rollback has withdrawn is left out, and a snapshot that a cleanup has expired ends it. In a prefix where no
+    commit serves anything, it is the manifests older than that one. `ManifestParseError`, `CommitLogError`: the log is
+    damaged there.
     """
     log = CommitLog(store, pointer_name=pointer_name)
     head = log.state(known_seq=ref.seq or 0).head
-    if head is None:
-        published = parse_manifest_name(manifest_name_of(store, ref.ref))
-        yield from (older for older in listed_manifests(store) if published and older.published_at < published[0])
-        return
     expired: set[str] = set()
+    if head is None or not head.manifest_ref:
+        for record in _downward(log, head) if head else ():
+            expired.update(record.expired)
+        published = parse_manifest_name(manifest_name_of(store, ref.ref))
+        for older in listed_manifests(store):
+            given_up = {older.run_id, manifest_name_of(store, older.ref)} & expired
+            if published and older.published_at < published[0] and not given_up:
+                yield older
+        return
     repeated = ref.ref if ref.seq else None  # all until the record that first served it is withdrawn, or the same
     for record in _downward(log, head):
         expired.update(record.expired)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 
 from shardyfusion.commits.log import CommitLog
 from shardyfusion.commits.records import CommitRecord, LogState
 from shardyfusion.commits.serving import manifest_name_of
-from shardyfusion.layout import COMMITS, MANIFESTS, OUTCOMES, join_url, outcome_name, parse_commit_name
+from shardyfusion.errors import CommitLogError, ManifestParseError
+from shardyfusion.layout import COMMITS, MANIFESTS, OUTCOMES, commit_name, join_url, outcome_name, parse_commit_name
 from shardyfusion.layout import parse_manifest_name as parse_name
 from shardyfusion.manifest import ManifestRef
 from shardyfusion.storage import ObjectStore
@@ -56,6 +58,7 @@ def read_versions(store: ObjectStore) -> Versions:
     manifests = {info.name: info.modified for info in store.list(MANIFESTS) if parse_name(info.name)}
     with_outcome = {info.name for info in store.list(OUTCOMES)}
     times = {parse_commit_name(info.name): info.modified for info in store.list(COMMITS)}
+    _check_complete(store, state, max((seq for seq in times if seq), default=0))
     timeline = _Timeline(store)
     for record in log.records(1, state.head.seq) if state.head else ():
         timeline.follow(record, times.get(record.seq, record.committed_at))
@@ -64,6 +67,7 @@ def read_versions(store: ObjectStore) -> Versions:
         timeline.serve(pointer.ref, pointer.modified)
     ended = pointer.modified if pointer else timeline.taken_over_at
     others: dict[str, Version] = {}
+    names: dict[int | str, str] = {}
     for name, modified in sorted(manifests.items(), key=lambda item: (item[1], item[0])):
         parsed = parse_name(name)
         # What has an outcome is a build of ours that was never published; else another writer made it.
@@ -75,7 +79,7 @@ def read_versions(store: ObjectStore) -> Versions:
                 superseded_at=max(modified, ended) if ended else modified,
                 present=True,
             )
-            timeline.names.setdefault(parsed[1], name)
+            names[parsed[1]] = name
     # Clocks are coarse: of two with one time, the one that a record or the pointer tells of was served later.
     in_order = [*others.values(), *timeline.versions.values()]
     known = [replace(version, present=version.name in manifests) for version in reversed(in_order)]
@@ -90,12 +94,26 @@ def read_versions(store: ObjectStore) -> Versions:
             )
         ),
         expired=frozenset(timeline.expired),
-        names=timeline.names,
+        names=names | timeline.names,
     )
 
 
+def _check_complete(store: ObjectStore, state: LogState, newest: int) -> None:
+    """What has been lost from the top of the log would look as if it had never been published."""
+    head, pointer = state.head, state.pointer
+    seq = head.seq if head else 0
+    named = (pointer.seq or 0) if pointer and (head is None or pointer.ref.log == head.log) else 0
+    if named > seq or (newest > seq and store.head(commit_name(seq + 1)) is None):
+        raise CommitLogError(
+            f"commit {max(named, newest)} has been made, but the log ends at {seq}; restore what is missing before you "
+            "go on",
+            prefix=store.url,
+        )
+
+
 class _Timeline:
-    """What was served, in order; `versions` has the latest last."""
+    """What was served, in order; `versions` has the latest last. No moment is earlier than the one before it, as a copy
+    of the prefix has its objects in any order."""
 
     def __init__(self, store: ObjectStore) -> None:
         self.versions: dict[str, Version] = {}
@@ -105,15 +123,17 @@ class _Timeline:
         self._store = store
         self._serving: str | None = None
         self._over: str | None = None
+        self._moment = datetime.fromtimestamp(0, UTC)
 
     def follow(self, record: CommitRecord, modified: datetime) -> None:
         self.expired.update(record.expired)
         if record.over != self._over:
             self._over, self.taken_over_at = record.over, modified
             if record.over_ref:
-                taken = manifest_name_of(self._store, record.over_ref)
-                run_id = (parse_name(taken) or (None, ""))[1]
-                self.serve(ManifestRef(ref=record.over_ref, run_id=run_id, published_at=modified), modified)
+                with suppress(ManifestParseError):  # it named no manifest, so it served nothing
+                    taken = manifest_name_of(self._store, record.over_ref)
+                    run_id = (parse_name(taken) or (None, ""))[1]
+                    self.serve(ManifestRef(ref=record.over_ref, run_id=run_id, published_at=modified), modified)
         if record.manifest_ref:
             self.serve(record.to_ref(), modified)
             self.names[record.seq] = manifest_name_of(self._store, record.manifest_ref)
@@ -122,6 +142,7 @@ class _Timeline:
         name = manifest_name_of(self._store, ref.ref)
         if name == self._serving:
             return
+        modified = self._moment = max(modified, self._moment)
         if self._serving is not None:
             self.versions[self._serving] = replace(self.versions[self._serving], superseded_at=modified)
         self.names[ref.run_id] = name

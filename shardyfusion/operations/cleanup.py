@@ -15,8 +15,6 @@ from shardyfusion.commits import (
     CommitRecord,
     LogState,
     Patience,
-    Version,
-    Versions,
     append_cleanup,
     create_once,
     expiry_mark,
@@ -24,8 +22,14 @@ from shardyfusion.commits import (
     read_versions,
 )
 from shardyfusion.credentials import CredentialProvider
-from shardyfusion.errors import HeadMovedError, ManifestParseError, PublishCurrentError, SnapshotNotFoundError
-from shardyfusion.layout import JSON_TYPE, outcome_name
+from shardyfusion.errors import (
+    CommitLogError,
+    HeadMovedError,
+    ManifestParseError,
+    PublishCurrentError,
+    SnapshotNotFoundError,
+)
+from shardyfusion.layout import CURRENT, JSON_TYPE, outcome_name
 from shardyfusion.operations.cleanup_plan import CleanupPlan, Found, Kept, Retention, kept_versions, plan_cleanup
 from shardyfusion.run_registry import recorded_runs
 from shardyfusion.shard_places import locate_shards
@@ -80,10 +84,10 @@ def cleanup(
         dry_run: Change nothing and return the plan.
 
     Raises:
-        SnapshotNotFoundError, ManifestParseError: The manifest of a version that stays is gone or cannot be read, so
-            what it needs is not known. Nothing was deleted.
+        SnapshotNotFoundError, ManifestParseError, ReaderStateError: The manifest of a version that stays is gone,
+            cannot be read or names a shard by what is no URL, so what it needs is not known. Nothing was deleted.
         HeadMovedError: Other commits kept coming first. Nothing was deleted.
-        CommitLogError: The commit log is broken. Nothing was deleted.
+        CommitLogError: A commit is missing from the log, or does not follow the one before it. Nothing was deleted.
         PublishUnknownError: The commit may or may not have landed. Nothing was deleted; run the same again.
         StorageError: The store failed; what is left of the plan goes with the next cleanup.
     """
@@ -103,13 +107,14 @@ def cleanup(
         if dry_run or plan.empty:
             return CleanupResult(plan=plan, seq=None, dry_run=dry_run)
         record = append_cleanup(log, found.versions.state, plan.expired)
-        # Else a writer came first, ours or another one, and may need what was to go: look again.
-        if record is not None and not _pointed_elsewhere(log, record, found.versions.state):
-            break
+        if record is not None:
+            _move_pointer(log, record)
+            _refuse_reruns(store, plan, found, record, patience)
+            if not _pointed_elsewhere(log, record, found.versions.state):
+                break
+        # A writer came first, ours or another one, and may need what was to go: look again.
     else:
         raise HeadMovedError(f"{store.url}: others publish faster than a cleanup can be planned; nothing was deleted")
-    _move_pointer(log, record)
-    _refuse_reruns(store, plan, found, record, patience)
     store.delete(key.name for key in plan.keys)
     store.abort_uploads(plan.uploads)
     return CleanupResult(plan=plan, seq=record.seq, dry_run=False)
@@ -127,7 +132,7 @@ def _find(store: ObjectStore) -> Found:
 
 
 def _kept(store: ObjectStore, found: Found, retention: Retention) -> Kept:
-    _check_served(store, found.versions)
+    _check_served(store, found)
     versions = kept_versions(found.versions, retention, found.now)
     directories: set[str] = set()
     prefixes: set[str] = set()
@@ -139,8 +144,15 @@ def _kept(store: ObjectStore, found: Found, retention: Retention) -> Kept:
     return Kept(versions=versions, directories=frozenset(directories), shard_prefixes=frozenset(prefixes))
 
 
-def _check_served(store: ObjectStore, versions: Versions) -> None:
-    served: Version | None = versions.served
+def _check_served(store: ObjectStore, found: Found) -> None:
+    state, served = found.versions.state, found.versions.served
+    published = [run.run_id for run in found.runs if run.record and run.record.status == "succeeded"]
+    if state.head is None and state.pointer is None and published:
+        raise CommitLogError(
+            f"run {published[-1]!r} says that it has published, but there is neither {CURRENT} nor a commit; restore "
+            "them before cleaning up",
+            prefix=store.url,
+        )
     if served is not None and not served.present:
         raise SnapshotNotFoundError(
             f"{served.ref.ref} is what {store.url} serves, but it is gone; roll back or publish before cleaning up"

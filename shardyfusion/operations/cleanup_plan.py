@@ -11,10 +11,11 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 
 from shardyfusion.commits import Version, Versions
-from shardyfusion.layout import parse_manifest_name, parse_outcome_name, parse_run_record_name
+from shardyfusion.layout import parse_manifest_name, parse_outcome_name, parse_run_record_name, parse_shard_object_name
 from shardyfusion.manifest import ManifestRef
 from shardyfusion.run_registry import LEASE, RecordedRun
 from shardyfusion.storage import ObjectInfo, PendingUpload
+from shardyfusion.storage.durable import is_temporary
 from shardyfusion.type_defs import require, require_type
 
 SERVED_AND_PREVIOUS = 2
@@ -46,6 +47,10 @@ class Retention:
             return True
         return now - version.superseded_at < max(self.grace, self.older_than or self.grace)
 
+    def young(self, modified: datetime, now: datetime) -> bool:
+        """Whether the grace keeps what was written at `modified`."""
+        return now - modified < self.grace
+
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
@@ -72,7 +77,9 @@ class Kept:
 
     @property
     def run_ids(self) -> frozenset[str]:
-        return frozenset(version.ref.run_id for version in self.versions)
+        """By the manifests' names, like those of all objects: another writer's pointer may say anything."""
+        parsed = (parse_manifest_name(version.name) for version in self.versions)
+        return frozenset(run_id for _, run_id in filter(None, parsed))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,24 +104,28 @@ class CleanupPlan:
 
 
 def kept_versions(versions: Versions, retention: Retention, now: datetime) -> list[Version]:
+    """What retention keeps, and what the newest commit names, although another writer's pointer may be served instead:
+    the records to come repeat it."""
     present = [version for version in versions.known if version.present]
-    return [version for rank, version in enumerate(present) if retention.keeps(rank, version, now)]
+    head = versions.state.head
+    named = versions.names.get(head.seq) if head else None
+    return [v for rank, v in enumerate(present) if v.name == named or retention.keeps(rank, v, now)]
 
 
 def plan_cleanup(found: Found, kept: Kept, retention: Retention) -> CleanupPlan:
     """Everything of runs and versions that nothing keeps: neither retention, nor a lease, nor the grace. What is not
     understood stays."""
-    old = found.now - retention.grace
     prefixes = kept.shard_prefixes | {run.record.shard_prefix for run in found.runs if run.record} | {"shards"}
     parts = [(part, info) for info in found.objects if (part := _part_of(info.name, prefixes))]
-    busy = _busy_runs(found, parts, kept.run_ids, old)
+    busy = _busy_runs(found, parts, kept.run_ids, retention)
     kept_names = {version.name for version in kept.versions}
-    reached = tuple(kept.directories)
     keys: list[tuple[int, ObjectInfo]] = []
     expired: set[str] = set()
     for part, info in parts:
         kept_run = part.run_id in kept.run_ids
-        if part.run_id in busy or info.modified > old or info.name in kept_names or info.name.startswith(reached):
+        if part.run_id in busy or retention.young(info.modified, found.now) or info.name in kept_names:
+            continue
+        if _lies_in(info.name, kept.directories):
             continue
         if part.rank == _OUTCOME or (part.rank == _RECORD and kept_run):
             continue
@@ -123,12 +134,13 @@ def plan_cleanup(found: Found, kept: Kept, retention: Retention) -> CleanupPlan:
             expired.add(info.name)
         if part.rank != _RECORD and not kept_run:
             expired.add(part.run_id)
-    # Nobody says whose an upload of a local directory is, so one that may be in progress stays.
-    stale = found.now - max(retention.grace, LEASE)
     uploads = [
         upload
         for upload in found.uploads
-        if upload.started <= stale and not ((part := _part_of(upload.name, prefixes)) and part.run_id in busy)
+        # Nobody says which run an upload is of, if it lies in no run's directory, so one that may be in progress stays.
+        if found.now - upload.started >= max(retention.grace, LEASE)
+        and ((part := _part_of(upload.name, prefixes)) or is_temporary(upload.name))
+        and not (part and part.run_id in busy)
     ]
     return CleanupPlan(
         kept=tuple(version.ref for version in kept.versions),
@@ -156,18 +168,28 @@ def _part_of(name: str, shard_prefixes: frozenset[str]) -> _Part | None:
         return _Part(run_id, _RECORD)
     if run_id := parse_outcome_name(name):
         return _Part(run_id, _OUTCOME)
-    top, _, rest = name.partition("/")
-    run_id = rest.partition("/")[0].removeprefix("run_id=")
-    return _Part(run_id, _SHARD) if top in shard_prefixes and rest.startswith("run_id=") and run_id else None
+    run_id = parse_shard_object_name(name, shard_prefixes)
+    return _Part(run_id, _SHARD) if run_id else None
+
+
+def _lies_in(name: str, directories: frozenset[str]) -> bool:
+    """Whether one of the directories, of which there may be thousands, holds the object at any depth."""
+    end = name.find("/") + 1
+    while end:
+        if name[:end] in directories:
+            return True
+        end = name.find("/", end) + 1
+    return False
 
 
 def _busy_runs(
-    found: Found, parts: Sequence[tuple[_Part, ObjectInfo]], kept: frozenset[str], old: datetime
+    found: Found, parts: Sequence[tuple[_Part, ObjectInfo]], kept: frozenset[str], retention: Retention
 ) -> set[str]:
     """Runs that may be at work: with a live lease, or, unless they have published, with anything newer than the grace.
 
     Also runs whose manifest is gone although no cleanup gave it up: what happened there is not ours to finish.
     """
     busy = {run.run_id for run in found.runs if run.alive(found.now)}
-    busy |= {part.run_id for part, info in parts if info.modified > old and part.run_id not in kept}
+    young = (part.run_id for part, info in parts if retention.young(info.modified, found.now))
+    busy |= {run_id for run_id in young if run_id not in kept}
     return busy | {version.ref.run_id for version in found.versions.known if not version.present}

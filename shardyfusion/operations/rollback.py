@@ -37,7 +37,8 @@ def rollback(
     """Serve an earlier version again, by a commit record of its own, and return what is served then.
 
     A build that started before the rollback was asked for is stale from then on. To roll back to what is served changes
-    nothing. After a `PublishCurrentError` or `PublishUnknownError`, call again.
+    nothing. After a `PublishCurrentError` or `PublishUnknownError`, call again with the error's `manifest_ref` as `to`:
+    once the commit has landed, `"previous"` is another version.
 
     Args:
         to: The number of a commit that published or rolled back; or a run id; or the URL of a manifest; or
@@ -81,7 +82,7 @@ def _find(store: ObjectStore, versions: Versions, to: str | int) -> Version:
     for version in versions.known:
         if name == version.name:
             return version
-    if name in versions.expired:
+    if not versions.expired.isdisjoint((to, name)):
         raise RunExpiredError(f"cleanup has given up {to!r}; it cannot be served again", prefix=store.url)
     ids = ", ".join(repr(version.ref.run_id) for version in versions.known[:5])
     raise ConfigValidationError(
@@ -93,7 +94,9 @@ def _manifest_named(store: ObjectStore, versions: Versions, to: str | int) -> st
     if isinstance(to, str) and "/" in to:
         return manifest_name_of(store, to)
     name = versions.names.get(to)  # a run id may consist of digits, so it goes before the number
-    return versions.names.get(int(to)) if name is None and isinstance(to, str) and to.isdecimal() else name
+    if name is None and isinstance(to, str) and to.isdecimal() and len(to) <= 20:
+        return versions.names.get(int(to))
+    return name
 
 
 def _check_whole(address: StoreAddress, store: ObjectStore, ref: ManifestRef) -> None:

@@ -176,7 +176,10 @@ def _name(store: ObjectStore, ref: ManifestRef) -> str | None:
 def _find(store: ObjectStore, records: dict[int, CommitRecord], to: str | int) -> ManifestRef:
     newest_first = [record for _, record in sorted(records.items(), reverse=True) if record.manifest_ref]
     for record in newest_first:
-        if to in (record.seq, str(record.seq), record.run_id, record.manifest_ref):
+        if to in (record.run_id, record.manifest_ref):
+            return record.to_ref()
+    for record in newest_first:  # a run id may consist of digits, and goes before the number, as for `rollback`
+        if str(to) == str(record.seq):
             return record.to_ref()
     for ref in listed_manifests(store):
         if to in (ref.run_id, ref.ref):

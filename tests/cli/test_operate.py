@@ -9,6 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from shardyfusion.cli.app import shardy
+from shardyfusion.storage import StoreAddress, open_store
+from tests.operations.protocol_jobs import reference_publish
 from tests.reader.snapshots import listing, publish
 
 
@@ -34,6 +36,13 @@ def test_rollback(prefix):
     assert (refused.exit_code, refused.stdout) == (2, "")
     assert refused.stderr.startswith("error: ")
     assert run("rollback", prefix).exit_code == 2  # --to is missing
+
+
+def test_rollback_to_what_another_writer_serves(tmp_path):
+    store = open_store(StoreAddress.parse(tmp_path))
+    reference_publish(store, "theirs")
+    done = run("rollback", str(tmp_path), "--to", "theirs")
+    assert (done.exit_code, done.stdout.startswith("no commit: serving run theirs (file://")) == (0, True)
 
 
 def test_cleanup(prefix):

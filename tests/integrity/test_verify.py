@@ -81,6 +81,14 @@ def test_which_snapshot(prefix):
             verify(prefix, to=to)
 
 
+def test_a_run_id_of_digits_goes_before_a_commits_number(prefix):
+    for run_id in ("3", "2", "1"):
+        publish(prefix, {1: b"x"}, run_id=run_id)
+    for to, run_id in {"3": "3", "1": "1", 3: "1", 1: "3"}.items():
+        assert verify(prefix, to=to).run_id == run_id
+        assert rollback(prefix, to=to).run_id == run_id
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"mode": "fast"}, {"sample_rows": 0}, {"workers": 0}, {"workers": 1.5}, {"to": 1.5}, {"to": True}],

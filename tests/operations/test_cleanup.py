@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
@@ -22,51 +21,11 @@ from shardyfusion.errors import (
 from shardyfusion.layout import BINARY_TYPE, COMMITS, MANIFESTS, OUTCOMES, RUNS
 from shardyfusion.operations import cleanup, rollback
 from shardyfusion.reader import ShardedReader
-from shardyfusion.storage import MemoryStore, ObjectStore, StoreAddress, open_store, wrapping_stores
+from shardyfusion.storage import StoreAddress, open_store, wrapping_stores
 from shardyfusion.testing import FaultStore, StoreCall
+from tests.operations.prefixes import HOUR, NO_GRACE, Prefix, builds
 from tests.operations.protocol_jobs import build, lacking, point_at, reference_publish
 from tests.reader.snapshots import ROWS, publish
-
-NO_GRACE = timedelta(0)
-HOUR = timedelta(hours=1)
-
-
-class Prefix:
-    """A prefix in memory whose clock the test moves."""
-
-    def __init__(self) -> None:
-        self.time = datetime.now(UTC)
-        self.url = f"memory://{uuid4().hex}/snap"
-        self.store: ObjectStore = MemoryStore(self.url, clock=lambda: self.time)
-
-    def names(self, prefix: str = "") -> list[str]:
-        return [info.name for info in self.store.list(prefix)]
-
-    def runs_with_shards(self) -> set[str]:
-        return {name.split("/")[1].removeprefix("run_id=") for name in self.names("shards/")}
-
-    def served(self) -> str:
-        served = CommitLog(self.store).state().served
-        assert served is not None
-        assert lacking(self.store, served) == []
-        return served.run_id
-
-    def later(self, **age: float) -> Prefix:
-        self.time += timedelta(**age)
-        return self
-
-
-@pytest.fixture
-def prefix():
-    prefix = Prefix()
-    with wrapping_stores(lambda store: prefix.store if store.url == prefix.url else store):
-        yield prefix
-
-
-def builds(prefix: Prefix, *run_ids: str) -> None:
-    for run_id in run_ids:
-        build(prefix.store, run_id)
-        prefix.later(hours=2)
 
 
 @pytest.mark.parametrize(
@@ -200,12 +159,13 @@ def test_losing_attempts_of_a_published_run_go_and_its_id_stays(prefix):
 def test_what_no_run_made_stays(prefix):
     builds(prefix, "a", "b", "c")
     strangers = ["README", "exports/run_id=a/part.parquet", "manifests/latest", "runs/notes.txt", "shards/a.txt"]
+    strangers += ["shards/run_id=2025/part.parquet", "shards/run_id=a/_SUCCESS", "shards/run_id=a/db=00000/notes.txt"]
     for name in strangers:
         prefix.store.put(name, b"mine", content_type=BINARY_TYPE)
     prefix.later(days=9)
     cleanup(prefix.url, keep_last=1, grace=NO_GRACE)
     assert {*strangers} <= {*prefix.names()}
-    assert prefix.runs_with_shards() - {"a.txt"} == {"b", "c"}
+    assert {name.split("/")[1] for name in prefix.names("shards/") if "/attempt=" in name} == {"run_id=b", "run_id=c"}
 
 
 def test_another_writers_snapshots_are_versions_too(prefix):
@@ -235,13 +195,14 @@ def test_what_another_writer_points_at_stays_however_old(prefix):
     assert prefix.runs_with_shards() == {"x", "d"}
 
 
-def test_another_writers_rollback_to_what_is_being_given_up_is_seen_before_the_deletion(prefix):
+@pytest.mark.parametrize("after", [f"{COMMITS}{4:020d}.json", f"{OUTCOMES}x.json"])
+def test_another_writers_rollback_to_what_is_being_given_up_is_seen_before_the_deletion(prefix, after):
     first = reference_publish(prefix.store, "x")
     prefix.later(hours=2)
     builds(prefix, "a", "b", "c")
 
     def meanwhile(call: StoreCall) -> None:
-        if call.verb == "create" and call.name == f"{COMMITS}{4:020d}.json":
+        if call.verb == "create" and call.name == after:
             point_at(prefix.store, first, "x")
 
     with wrapping_stores(lambda _: FaultStore(prefix.store, after=meanwhile)):
@@ -327,10 +288,12 @@ def test_unfinished_uploads_go(s3_prefix, s3_client):
     build(store, "a")
     bucket = s3_prefix.split("/")[2]
     s3_client.create_multipart_upload(Bucket=bucket, Key="snap/shards/run_id=gone/db=00000/attempt=00-0/shard.db")
-    assert len([*store.pending_uploads()]) == 1
+    somebodys = "exports/run_id=gone/part.parquet"
+    s3_client.create_multipart_upload(Bucket=bucket, Key=f"snap/{somebodys}")
+    assert len([*store.pending_uploads()]) == 2
     done = cleanup(s3_prefix, grace=HOUR)  # this server says of every upload that it began in 2010
     assert [upload.name for upload in done.plan.uploads] == ["shards/run_id=gone/db=00000/attempt=00-0/shard.db"]
-    assert [*store.pending_uploads()] == []
+    assert [upload.name for upload in store.pending_uploads()] == [somebodys]
 
 
 def test_what_a_killed_writer_left_beside_local_files_goes(tmp_path: Path):

@@ -11,10 +11,12 @@ from shardyfusion.errors import (
     ConfigValidationError,
     HeadMovedError,
     ManifestParseError,
+    PublishCurrentError,
     RunExpiredError,
     ShardUnavailableError,
     SnapshotNotFoundError,
     StaleBuildError,
+    StoreAccessError,
     StoreUnavailableError,
 )
 from shardyfusion.layout import BINARY_TYPE, COMMITS, MANIFESTS
@@ -77,7 +79,7 @@ def test_readers_serve_it_after_a_refresh(tmp_path):
         assert reader.snapshot_info().seq == 3
 
 
-@pytest.mark.parametrize("to", ["z", 0, 4, "4", -1])
+@pytest.mark.parametrize("to", ["z", 0, 4, "4", -1, pytest.param("9" * 5000, id="long")])
 def test_there_is_no_such_version(store, to):
     with pytest.raises(ConfigValidationError, match=r"no version .*'c'"):
         rollback(store.url, to=to)
@@ -117,6 +119,39 @@ def test_what_cleanup_gave_up_is_refused(store):
     for to in ("a", 1, "1"):
         with pytest.raises(RunExpiredError, match="given up"):
             rollback(store.url, to=to)
+
+
+def test_what_cleanup_gave_up_of_others_is_refused(any_prefix):
+    store = open_store(StoreAddress.parse(any_prefix))
+    for run_id in ("x", "y", "z"):
+        reference_publish(store, run_id)
+    cleanup(any_prefix, keep_last=1, grace=timedelta(0))
+    with pytest.raises(RunExpiredError, match="given up 'x'"):
+        rollback(any_prefix, to="x")
+
+
+def test_of_two_manifests_of_one_run_the_newer_is_meant(any_prefix):
+    store = open_store(StoreAddress.parse(any_prefix))
+    reference_publish(store, "x")
+    newer = reference_publish(store, "x")
+    reference_publish(store, "y")
+    assert rollback(any_prefix, to="x").ref == f"{store.url}/{newer}"
+
+
+def test_a_rollback_to_the_previous_that_is_cut_short_names_what_finishes_it(store):
+    def refuse(call: StoreCall) -> None:
+        if call.verb in ("replace", "put"):
+            raise StoreAccessError("403")
+
+    with wrapping_stores(lambda inner: FaultStore(inner, before=refuse)), pytest.raises(PublishCurrentError) as caught:
+        rollback(store.url, to="previous")
+    target = caught.value.facts["manifest_ref"]
+    assert f"roll back to {target}" in str(caught.value)
+    assert rollback(store.url, to=target).run_id == "b"  # "previous" would be "c" by now
+    state = CommitLog(store).state()
+    assert state.head is not None
+    assert state.pointer is not None
+    assert (state.head.seq, state.pointer.seq) == (4, 4)
 
 
 def test_a_head_that_moved_meanwhile_is_shown(store):
