@@ -42,6 +42,7 @@ check: test lint types
 
 bench: $(READY) ## figures for docs/performance.md
 	$(BIN)/python benchmarks/write.py
+	$(BIN)/python benchmarks/conservation.py
 
 clean:
 	rm -rf $(VENV) .venv-floor demo-data

@@ -66,22 +66,15 @@ def read_versions(store: ObjectStore) -> Versions:
     if pointer:
         timeline.serve(pointer.ref, pointer.modified)
     ended = pointer.modified if pointer else timeline.taken_over_at
-    others: dict[str, Version] = {}
-    names: dict[int | str, str] = {}
-    for name, modified in sorted(manifests.items(), key=lambda item: (item[1], item[0])):
-        parsed = parse_name(name)
-        # What has an outcome is a build of ours that was never published; else another writer made it.
-        if parsed and name not in timeline.versions and outcome_name(parsed[1]) not in with_outcome:
-            others[name] = Version(
-                name=name,
-                ref=ManifestRef(ref=join_url(store.url, name), run_id=parsed[1], published_at=parsed[0]),
-                since=modified,
-                superseded_at=max(modified, ended) if ended else modified,
-                present=True,
-            )
-            names[parsed[1]] = name
+    # What has an outcome is a build of ours that was never published; else another writer made it.
+    strangers = {
+        name: modified
+        for name, modified in manifests.items()
+        if name not in timeline.versions and outcome_name(_run_of(name)) not in with_outcome
+    }
+    others = _versions_of_others(store, strangers, ended)
     # Clocks are coarse: of two with one time, the one that a record or the pointer tells of was served later.
-    in_order = [*others.values(), *timeline.versions.values()]
+    in_order = [*others, *timeline.versions.values()]
     known = [replace(version, present=version.name in manifests) for version in reversed(in_order)]
     return Versions(
         state=state,
@@ -94,8 +87,30 @@ def read_versions(store: ObjectStore) -> Versions:
             )
         ),
         expired=frozenset(timeline.expired),
-        names=names | timeline.names,
+        names={version.ref.run_id: version.name for version in others} | timeline.names,
     )
+
+
+def _run_of(name: str) -> str:
+    return (parse_name(name) or (None, ""))[1]
+
+
+def _versions_of_others(store: ObjectStore, manifests: Mapping[str, datetime], ended: datetime | None) -> list[Version]:
+    """Manifests that another writer has published, oldest first.
+
+    Nobody recorded when each was superseded: `ended`, when its pointer last changed or was overtaken, is the latest.
+    """
+    return [
+        Version(
+            name=name,
+            ref=ManifestRef(ref=join_url(store.url, name), run_id=parsed[1], published_at=parsed[0]),
+            since=modified,
+            superseded_at=max(modified, ended) if ended else modified,
+            present=True,
+        )
+        for name, modified in sorted(manifests.items(), key=lambda item: (item[1], item[0]))
+        if (parsed := parse_name(name))
+    ]
 
 
 def _check_complete(store: ObjectStore, state: LogState, newest: int) -> None:
@@ -132,8 +147,8 @@ class _Timeline:
             if record.over_ref:
                 with suppress(ManifestParseError):  # it named no manifest, so it served nothing
                     taken = manifest_name_of(self._store, record.over_ref)
-                    run_id = (parse_name(taken) or (None, ""))[1]
-                    self.serve(ManifestRef(ref=record.over_ref, run_id=run_id, published_at=modified), modified)
+                    ref = ManifestRef(ref=record.over_ref, run_id=_run_of(taken), published_at=modified)
+                    self.serve(ref, modified)
         if record.manifest_ref:
             self.serve(record.to_ref(), modified)
             self.names[record.seq] = manifest_name_of(self._store, record.manifest_ref)
