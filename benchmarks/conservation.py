@@ -9,14 +9,12 @@ import argparse
 import json
 import multiprocessing
 import sys
-import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from write import WARM_UP_ROWS, Job, Measurement, circumstances, markdown, measure, median, parquet_files
+from write import WARM_UP_ROWS, Job, Measurement, circumstances, markdown, measure, median, parquet_files, parse_shared
 
 from shardyfusion.writer import conservation
 
@@ -66,23 +64,8 @@ def results_table(results: list[Measurement]) -> str:
     return markdown(lines)
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=4_000_000, help="rows to write (default: %(default)s)")
-    parser.add_argument("--files", type=int, default=16, help="Parquet files of the input (default: %(default)s)")
-    parser.add_argument("--shards", type=int, default=8, help="shards to build (default: %(default)s)")
-    parser.add_argument("--repeat", type=int, default=3, help="median of so many runs, an odd number (default: 3)")
-    parser.add_argument("--data", type=Path, default=Path(tempfile.gettempdir()) / "shardyfusion-benchmark",
-                        help="where input is kept and output is written (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every single run to FILE")
-    args = parser.parse_args()
-    if args.repeat < 1 or args.repeat % 2 == 0:
-        parser.error("--repeat must be odd, so that one run is in the middle")
-    return args
-
-
 def main() -> None:
-    args = parse_args()
+    args = parse_shared(argparse.ArgumentParser(description=__doc__.splitlines()[0]), repeat=3)
     args.data.mkdir(parents=True, exist_ok=True)
     job = Job(what="sqlite", scheduler="threads", rows=args.rows, files=args.files, shards=args.shards, data=args.data)
     where = circumstances(args)

@@ -310,11 +310,17 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", choices=[*BACKENDS, "all"], default="all")
     parser.add_argument("--scheduler", choices=[*SCHEDULERS, "all"], default="all")
-    parser.add_argument("--rows", type=int, default=4_000_000, help="rows for SQLite (default: %(default)s)")
     parser.add_argument("--slatedb-rows", type=int, default=1_000_000, help="rows for SlateDB (default: %(default)s)")
+    return parse_shared(parser, repeat=1)
+
+
+def parse_shared(parser: argparse.ArgumentParser, *, repeat: int) -> argparse.Namespace:
+    """Parse the arguments that every benchmark of writes takes, and those that `parser` has besides."""
+    parser.add_argument("--rows", type=int, default=4_000_000, help="rows for SQLite (default: %(default)s)")
     parser.add_argument("--files", type=int, default=16, help="Parquet files of the input (default: %(default)s)")
     parser.add_argument("--shards", type=int, default=8, help="shards to build (default: %(default)s)")
-    parser.add_argument("--repeat", type=int, default=1, help="median of so many runs, an odd number (default: 1)")
+    parser.add_argument("--repeat", type=int, default=repeat,
+                        help="median of so many runs, an odd number (default: %(default)s)")  # fmt: skip
     parser.add_argument("--data", type=Path, default=Path(tempfile.gettempdir()) / "shardyfusion-benchmark",
                         help="where input is kept and output is written (default: %(default)s)")  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every single run to FILE")

@@ -6,6 +6,7 @@ The conformance suites, which need pytest and Hypothesis, are in `shardyfusion.t
 from __future__ import annotations
 
 from shardyfusion.storage import wrapping_stores
+from shardyfusion.testing.factories import FactoryOver
 from shardyfusion.testing.faults import FaultStore, Killed, StoreCall
 from shardyfusion.testing.kill_points import (
     EXIT_STATUS,
@@ -20,6 +21,7 @@ from shardyfusion.testing.turns import Job, Turns
 
 __all__ = [
     "EXIT_STATUS",
+    "FactoryOver",
     "FaultStore",
     "Job",
     "KillPoint",

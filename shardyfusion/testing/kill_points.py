@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn, Self
 
-from shardyfusion.shard_contract import DbAdapter, DbAdapterFactory, SealedShard, ShardTarget
-from shardyfusion.storage import ObjectStore, StoreAddress, wrapping_stores
+from shardyfusion.shard_contract import DbAdapter, SealedShard, ShardTarget
+from shardyfusion.storage import ObjectStore, wrapping_stores
+from shardyfusion.testing.factories import FactoryOver
 from shardyfusion.testing.faults import FaultStore, Killed, StoreCall
 from shardyfusion.testing.local_steps import observing_local_steps
-from shardyfusion.type_defs import BackendName
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -161,28 +161,11 @@ def kill_child_at(number: int, job: Work, *, directories: Iterable[Path | str] =
 
 
 @dataclass(frozen=True)
-class WatchedFactory:
+class WatchedFactory(FactoryOver):
     """An adapter factory whose adapters' steps are kill points. Outside of a watched job it does what `inner` does.
 
     Use it for the reruns, too: a run id belongs to one request, and the factory is part of that.
     """
-
-    inner: DbAdapterFactory
-
-    @property
-    def backend(self) -> BackendName:
-        return self.inner.backend
-
-    @property
-    def max_key_bytes(self) -> int | None:
-        return self.inner.max_key_bytes
-
-    @property
-    def min_key_bytes(self) -> int:
-        return self.inner.min_key_bytes
-
-    def check(self, address: StoreAddress) -> None:
-        self.inner.check(address)
 
     def open(self, target: ShardTarget) -> DbAdapter:
         watch = _active

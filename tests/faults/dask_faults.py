@@ -19,7 +19,7 @@ from distributed.diagnostics.plugin import SchedulerPlugin
 
 from shardyfusion import SlateDbFactory, SqliteFactory
 from shardyfusion.shard_contract import DbAdapter, SealedShard, ShardTarget
-from shardyfusion.storage import StoreAddress
+from shardyfusion.testing import FactoryOver
 
 HOLD_SECONDS = 0.3
 """How long a task that announced itself stays where it is, so that a kill meets it there."""
@@ -60,28 +60,12 @@ class RingingEncoder:
 
 
 @dataclass(frozen=True)
-class RingingFactory:
+class RingingFactory(FactoryOver):
     """A backend whose adapters ring in the named phase: `build` (half-way through the rows), `seal` (just before the
     inner seal) or `sealed` (just after it)."""
 
     bell: Bell
     phase: str
-    inner: Any
-
-    @property
-    def backend(self) -> Any:
-        return self.inner.backend
-
-    @property
-    def max_key_bytes(self) -> int | None:
-        return self.inner.max_key_bytes
-
-    @property
-    def min_key_bytes(self) -> int:
-        return self.inner.min_key_bytes
-
-    def check(self, address: StoreAddress) -> None:
-        self.inner.check(address)
 
     def open(self, target: ShardTarget) -> RingingAdapter:
         return RingingAdapter(self.inner.open(target), self)

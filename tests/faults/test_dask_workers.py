@@ -162,7 +162,7 @@ def test_a_killed_worker_costs_no_row(
                 ValueSpec.callable_encoder(RingingEncoder(bell, rng.choice(list(ROWS))), columns=["id", "payload"]),
             )
         case "build" | "seal":
-            ringing = RingingFactory(bell, rng.choice(("seal", "sealed")) if phase == "seal" else phase, backend)
+            ringing = RingingFactory(backend, bell, rng.choice(("seal", "sealed")) if phase == "seal" else phase)
             config = replace(config, adapter_factory=ringing)
         case "tasks" | "p2p":
             options = DaskWriteOptions(exchange=phase)
