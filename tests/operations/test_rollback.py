@@ -40,18 +40,17 @@ def manifest_name(store: ObjectStore, run_id: str) -> str:
     return next(info.name for info in store.list(MANIFESTS) if f"run_id={run_id}/" in info.name)
 
 
-@pytest.mark.parametrize("to", ["a", 1, "1", "url"])
-def test_to_a_commit_a_run_or_a_manifest(store, to):
-    given = f"{store.url}/{manifest_name(store, 'a')}" if to == "url" else to
-    ref = rollback(store.url, to=given)
-    assert (ref.run_id, ref.seq) == ("a", 4)
-    assert served_manifest(store) == ref
-    record = CommitLog(store).state().head
-    assert record is not None
-    assert (record.kind, record.base, record.parent[0]) == ("rollback", 3, 3)
-    pointer = CommitLog(store).state().pointer
-    assert pointer is not None
-    assert pointer.seq == 4
+def test_to_a_commit_a_run_or_a_manifest(store):
+    for number, to in enumerate(["a", 1, "1", f"{store.url}/{manifest_name(store, 'a')}"]):
+        ref = rollback(store.url, to=to)
+        assert (ref.run_id, ref.seq) == ("a", 4 + 2 * number)
+        assert served_manifest(store) == ref
+        state = CommitLog(store).state()
+        assert state.head is not None
+        assert state.pointer is not None
+        assert (state.head.kind, state.head.base, state.head.parent[0]) == ("rollback", ref.seq - 1, ref.seq - 1)
+        assert state.pointer.seq == ref.seq
+        rollback(store.url, to="c")
 
 
 def test_to_the_previous_version_and_back(store):
@@ -79,10 +78,10 @@ def test_readers_serve_it_after_a_refresh(tmp_path):
         assert reader.snapshot_info().seq == 3
 
 
-@pytest.mark.parametrize("to", ["z", 0, 4, "4", -1, pytest.param("9" * 5000, id="long")])
-def test_there_is_no_such_version(store, to):
-    with pytest.raises(ConfigValidationError, match=r"no version .*'c'"):
-        rollback(store.url, to=to)
+def test_there_is_no_such_version(store):
+    for to in ("z", 0, 4, "4", -1, "9" * 5000):
+        with pytest.raises(ConfigValidationError, match=r"no version .*'c'"):
+            rollback(store.url, to=to)
 
 
 def test_nothing_to_roll_back_to(any_prefix):
