@@ -111,7 +111,7 @@ def test_twelve_publishers_on_s3_and_ten_thousand_refreshes(s3_prefix: str, tmp_
 
 
 def test_without_conditional_update_only_the_pointer_lags(local_prefix: str, tmp_path: Path) -> None:
-    run_race(local_prefix, 100, 1_000, tmp_path / "stop", if_match=False)
+    run_race(local_prefix, 200, 10_000, tmp_path / "stop", if_match=False)
 
 
 @pytest.mark.parametrize("store", ["local", "s3"])
