@@ -71,7 +71,10 @@ class ObjectStore(Protocol):
         ...
 
     def upload(self, name: str, path: Path, *, content_type: str) -> None:
-        """Stream a local file to `name`."""
+        """Make a finished local file the object `name`.
+
+        Nobody may write to the file any more: a store on the same file system keeps that file and no copy of it.
+        """
         ...
 
     def download(self, name: str, path: Path) -> None:

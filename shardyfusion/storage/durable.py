@@ -9,9 +9,10 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 from uuid import uuid4
 
 from shardyfusion.errors import StorageError, StoreAccessError, StoreUnavailableError
@@ -20,11 +21,17 @@ RESERVED = ".shardyfusion-"
 """File names of ours that are no objects begin with this."""
 
 LOCK_FILE = f"{RESERVED}lock"
+
+NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+"""What `link` says on file systems without hard links."""
+
 _LOCK_POLL_SECONDS = 0.002
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _TAKEN = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY}
 _WRONG = {errno.ENAMETOOLONG, errno.EINVAL, errno.EFBIG}
+
+_T = TypeVar("_T")
 
 
 def is_temporary(name: str) -> bool:
@@ -78,12 +85,38 @@ def make_directories(directory: Path) -> None:
 
 def open_beside(target: Path) -> tuple[int, Path]:
     """Open a new temporary file in `target`'s directory, which is made if need be."""
+
+    def create(temporary: Path) -> int:
+        return os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+
+    return _beside(target, create)
+
+
+def link_beside(source: Path, target: Path) -> Path | None:
+    """Give the bytes of `source`, made durable, a temporary name in `target`'s directory too, which costs no copy.
+    None if these are in different file systems, or in one that has no links."""
+    if source.is_symlink() or not source.is_file():
+        return None
+    try:
+        os.utime(source)  # the object is as old as its name, not as its first byte
+    except PermissionError:
+        return None  # somebody else's file stays theirs
+    sync_path(source)
+    try:
+        return _beside(target, lambda temporary: os.link(source, temporary))[1]
+    except OSError as exc:
+        if exc.errno in (errno.EXDEV, *NO_LINKS):
+            return None
+        raise
+
+
+def _beside(target: Path, make: Callable[[Path], _T]) -> tuple[_T, Path]:
     for _ in range(100):
         temporary = target.parent / f"{RESERVED}{uuid4().hex}"
         # Somebody who deletes objects may remove the empty directory just before our file is in it.
         with suppress(FileNotFoundError):
             make_directories(target.parent)
-            return os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666), temporary
+            return make(temporary), temporary
     raise StoreUnavailableError(f"cannot create {target}: its directory keeps disappearing")
 
 

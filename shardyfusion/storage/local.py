@@ -5,7 +5,6 @@ The file handling itself (fsync, temporary files, locks) is in `durable.py`.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import shutil
@@ -25,7 +24,9 @@ from shardyfusion.errors import (
 from shardyfusion.storage.contract import ObjectInfo, PendingUpload, StoredObject
 from shardyfusion.storage.durable import (
     LOCK_FILE,
+    NO_LINKS,
     RESERVED,
+    link_beside,
     locked,
     open_beside,
     remove_abandoned_lock,
@@ -35,7 +36,6 @@ from shardyfusion.storage.durable import (
 from shardyfusion.storage.names import check_object_name
 
 _SMALL = 64 * 1024
-_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -244,6 +244,12 @@ def _may_be_object(file_name: str) -> bool:
 @contextmanager
 def _staged(target: Path, content: bytes | Path) -> Generator[Path]:
     """A temporary file beside `target` whose bytes are on disk. It is gone afterwards, whatever happens."""
+    if isinstance(content, Path) and (second_name := link_beside(content, target)):
+        try:
+            yield second_name
+        finally:
+            second_name.unlink(missing_ok=True)
+        return
     fd, temporary = open_beside(target)
     try:
         with os.fdopen(fd, "wb") as file:
@@ -278,7 +284,7 @@ def _link(staged: Path, target: Path) -> None:
                 return
         raise
     except OSError as exc:
-        if exc.errno not in _NO_LINKS:
+        if exc.errno not in NO_LINKS:
             raise
         raise UnsafeStoreError(
             f"{target.parent} is on a file system without hard links, so two writers could both create {target.name}; "

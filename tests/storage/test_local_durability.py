@@ -78,10 +78,11 @@ def test_the_kernel_is_asked_in_the_right_order(verb: str, tmp_path: Path) -> No
     expected: list[tuple[str, ...]] = []
     for directory in new:
         expected += [("mkdir", str(directory)), ("fsync", str(directory.parent))]
+    if verb == "upload":  # it is the file itself that gets another name
+        expected = [("fsync", str(tmp_path / "source")), *expected, ("link", f"{runs}/TEMP")]
+    else:
+        expected += [("create", f"{runs}/TEMP", "O_EXCL"), ("write", f"{runs}/TEMP"), ("fsync", f"{runs}/TEMP")]
     expected += [
-        ("create", f"{runs}/TEMP", "O_EXCL"),
-        ("write", f"{runs}/TEMP"),
-        ("fsync", f"{runs}/TEMP"),
         ("link" if verb == "create" else "rename", f"{runs}/a"),
         ("fsync", str(runs)),
     ]

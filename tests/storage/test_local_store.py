@@ -87,6 +87,9 @@ def test_bytes_are_on_disk_before_the_name_and_the_name_before_the_return(
         case _:
             (tmp_path / "source").write_bytes(b"new")
             store.upload("runs/a", tmp_path / "source", content_type=TEXT)
+            assert calls.pop(0) == ("fsync", str(tmp_path / "source"))
+            linked = next(call for call in calls if call[0] == "link")
+            calls[calls.index(linked)] = ("fsync", linked[1])  # its bytes are synced already
     made = [tmp_path / "deep", root, root / "runs"] if verb != "replace" else []
     parents = [call for path in made for call in (("mkdir", str(path)), ("fsync", str(path.parent)))]
     assert calls[: len(parents)] == parents
@@ -94,6 +97,30 @@ def test_bytes_are_on_disk_before_the_name_and_the_name_before_the_return(
     assert synced == "fsync"
     assert Path(temporary).parent == root / "runs"
     assert rest == [(step, str(target)), ("fsync", str(root / "runs"))]
+
+
+def other_file_system(*_: object, **__: object) -> None:
+    raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+
+def test_an_upload_copies_only_what_is_on_another_file_system(
+    store: LocalStore, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"new")
+    store.upload("linked", source, content_type=TEXT)
+    monkeypatch.setattr(os, "link", other_file_system)
+    store.upload("copied", source, content_type=TEXT)
+    monkeypatch.undo()
+    (tmp_path / "symbolic").symlink_to(source)
+    store.upload("through-a-link", tmp_path / "symbolic", content_type=TEXT)
+    for name, same in {"linked": True, "copied": False, "through-a-link": False}.items():
+        assert store.get(name).body == b"new"
+        assert (root / name).samefile(source) == same
+        assert not (root / name).is_symlink()
+    source.unlink()
+    assert store.get("linked").body == b"new"
+    assert files(root) == ["copied", "linked", "through-a-link"]
 
 
 @pytest.mark.parametrize("broken", ["fsync", "replace", "link", "write"])
@@ -109,13 +136,14 @@ def test_a_failed_write_leaves_nothing_behind(
 
     if broken == "write":
         monkeypatch.setattr("shutil.copyfileobj", full)
+        monkeypatch.setattr(os, "link", other_file_system)
     else:
         monkeypatch.setattr(os, broken, full)
     actions: list[Callable[[], object]] = [lambda: store.upload("a", tmp_path / "source", content_type=TEXT)]
     if broken in ("fsync", "replace"):
         actions += [lambda: store.put("a", b"new", content_type=TEXT)]
     if broken == "link":
-        actions = [lambda: store.create("b", b"new", content_type=TEXT)]
+        actions += [lambda: store.create("b", b"new", content_type=TEXT)]
     for action in actions:
         with pytest.raises(StorageError, match="No space left") as caught:
             action()
