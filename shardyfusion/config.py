@@ -24,7 +24,7 @@ from shardyfusion.slatedb_adapter import SlateDbFactory
 from shardyfusion.storage import StoreAddress
 from shardyfusion.type_defs import DuplicatePolicy, S3ConnectionOptions, require, require_type
 
-Exchange = Literal["auto", "direct", "p2p", "tasks"]
+Shuffle = Literal["auto", "direct", "disk", "p2p", "tasks"]
 
 MAX_NUM_DBS = 100_000
 CARRIED = "shardyfusion:"
@@ -173,21 +173,23 @@ class DaskWriteOptions:
         sort_within_partitions: guarantee that adapters receive keys in ascending order. (Shards are built that way
             in any case today, because it is faster; this makes it a promise.)
         verify_routing: route up to 20 rows of every partition again with the reader's scalar router, and compare.
-        exchange: how rows reach their shard. `"direct"` keeps everything in worker memory (Dask spills it) and is
-            fastest; `"p2p"` (distributed only) and `"tasks"` are Dask's own shuffles; `"auto"` takes `"direct"` until
-            partitions x shards passes 20,000.
+        shuffle: how rows reach their shard. `"direct"` hands every piece over by a task of its own, in worker memory
+            (which a cluster spills); `"disk"` writes each encoded partition to a file in `output.local_root`, which
+            all workers must share; `"p2p"` (distributed only) and `"tasks"` are Dask's own shuffles. `"auto"` chooses
+            by the number of partitions x shards: docs/writing.md, "Exchange and memory". The rows, their order and
+            the snapshot are the same whichever is taken.
         retries: how often Dask may run a failed task again. Acts on the distributed scheduler only.
     """
 
     sort_within_partitions: bool = False
     verify_routing: bool = True
-    exchange: Exchange = "auto"
+    shuffle: Shuffle = "auto"
     retries: int = 2
 
     def __post_init__(self) -> None:
         require(
-            self.exchange in get_args(Exchange),
-            f"exchange is {self.exchange!r}; use one of {', '.join(map(repr, get_args(Exchange)))}",
+            self.shuffle in get_args(Shuffle),
+            f"shuffle is {self.shuffle!r}; use one of {', '.join(map(repr, get_args(Shuffle)))}",
         )
         require_type(self.retries, int, "retries")
         require(self.retries >= 0, "retries must not be negative")

@@ -6,11 +6,12 @@ Implementations: `sqlite_adapter/` and `slatedb_adapter/`. Routing and manifests
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
 
 from shardyfusion.manifest.models import ShardObject
+from shardyfusion.stage_clock import StageClock
 from shardyfusion.storage import ObjectStore, StoreAddress
 from shardyfusion.type_defs import BackendName
 
@@ -23,7 +24,8 @@ class ShardTarget:
     """Where one attempt of one shard goes.
 
     `directory` is relative to `store` and belongs to this attempt alone; `scratch` is an empty local directory that
-    the caller made for this attempt and removes afterwards.
+    the caller made for this attempt and removes afterwards. `clock` is told what `seal()` spends its time on, as far
+    as the engine knows: `"upload"` and `"checksum"`.
     """
 
     db_id: int
@@ -31,6 +33,7 @@ class ShardTarget:
     address: StoreAddress
     directory: str
     scratch: Path
+    clock: StageClock = field(default_factory=StageClock, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,7 @@ def require_same_rows(db_id: int, expected: RowSum, arrived: RowSum) -> None:
         what = f"{expected.rows} rows were read for it and {arrived.rows} arrived, so rows were {difference}"
     raise ShardCoverageError(
         f"shard {db_id}: {what}; nothing was published. Rerun; if it happens again, try another "
-        "DaskWriteOptions.exchange",
+        "DaskWriteOptions.shuffle",
         db_id=db_id,
         expected_rows=expected.rows,
         arrived_rows=arrived.rows,

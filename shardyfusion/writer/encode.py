@@ -6,10 +6,9 @@ scheduler repeats the task and no shard is built.
 
 from __future__ import annotations
 
-import time
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from shardyfusion.errors import (
@@ -21,6 +20,7 @@ from shardyfusion.errors import (
 )
 from shardyfusion.serde.columns import looks_converted
 from shardyfusion.serde.key_columns import KeyProblems, encode_key_column
+from shardyfusion.stage_clock import StageClock, add_up
 from shardyfusion.writer.conservation import RowSum, shard_digests
 from shardyfusion.writer.plan import ROUTING_SAMPLE_ROWS, EncodePlan
 
@@ -43,13 +43,14 @@ class PartitionReport:
 
     partition: int
     rows: int
-    seconds: float
     counts: Integers | None = None
     digests: Digests | None = None
     payload_bytes: int = 0
     converted: str | None = None
     problems: KeyProblems | None = None
     error: ShardyfusionError | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict[str, float])
+    """By stage of the task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class Tally:
 
     rows: int
     payload_bytes: int
-    seconds: float
+    seconds: Mapping[str, float]
     counts: Integers
     digests: Digests
     converted: str | None = None
@@ -71,39 +72,91 @@ class Tally:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedPartition:
-    """`pieces[s]` holds the rows of shard `s` in input order, or None where there are none."""
+    """The rows of one partition, sorted by shard and in input order within each: those of shard `s` are
+    `rows[ends[s - 1]:ends[s]]`. `rows` is None where there are none, or none that can be written."""
+
+    report: PartitionReport
+    rows: pa.Table | None
+    ends: Integers
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitPartition:
+    """The same in pieces that each own just their bytes: `pieces[s]` holds the rows of shard `s`, or None."""
 
     report: PartitionReport
     pieces: Sequence[pa.Table | None]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Routed:
+    """Rows in input order, and how to bring them in order of shards."""
+
+    report: PartitionReport
+    rows: pa.Table | None
+    order: Integers
+    ends: Integers
+
+
 def encode_partition(frame: pd.DataFrame, partition: int, plan: EncodePlan) -> EncodedPartition:
-    """Encode, route and split one partition."""
-    started = time.perf_counter()
+    """Encode, route and sort one partition by shard."""
+    import pyarrow as pa
+
+    clock = StageClock()
+    routed = _route_partition(frame, partition, plan, clock)
+    with clock.stage("split"):
+        rows = None if routed.rows is None else routed.rows.take(pa.array(routed.order))
+    return EncodedPartition(report=_timed(routed.report, clock), rows=rows, ends=routed.ends)
+
+
+def split_partition(frame: pd.DataFrame, partition: int, plan: EncodePlan) -> SplitPartition:
+    """Encode and route one partition, and split it by shard."""
+    import pyarrow as pa
+
+    clock = StageClock()
+    routed = _route_partition(frame, partition, plan, clock)
+    if routed.rows is None:
+        return SplitPartition(report=_timed(routed.report, clock), pieces=[None] * plan.num_dbs)
+    with clock.stage("split"):
+        starts = [0, *routed.ends[:-1]]
+        pieces = [
+            routed.rows.take(pa.array(routed.order[start:end])) if end > start else None
+            for start, end in zip(starts, routed.ends, strict=True)
+        ]
+    return SplitPartition(report=_timed(routed.report, clock), pieces=pieces)
+
+
+def _timed(report: PartitionReport, clock: StageClock) -> PartitionReport:
+    return replace(report, seconds=clock.seconds)
+
+
+def _route_partition(frame: pd.DataFrame, partition: int, plan: EncodePlan, clock: StageClock) -> _Routed:
     if len(frame) == 0:
-        return _stopped(partition, frame, plan, started)
+        return _stopped(partition, frame, plan)
     try:
-        keys = encode_key_column(
-            key_column(frame, plan.input.key_col),
-            plan.key_encoding,
-            min_bytes=plan.min_key_bytes,
-            max_bytes=plan.max_key_bytes,
-        )
+        with clock.stage("keys"):
+            keys = encode_key_column(
+                key_column(frame, plan.input.key_col),
+                plan.key_encoding,
+                min_bytes=plan.min_key_bytes,
+                max_bytes=plan.max_key_bytes,
+            )
         if keys.problems:
-            return _stopped(partition, frame, plan, started, problems=keys.problems)
-        shards = plan.router.route_arrow(keys.values, {})
-        if plan.verify_routing:
-            verify_sample(keys.values, shards, plan, partition)
-        values = _encode_values(frame, keys.values, plan, partition)
+            return _stopped(partition, frame, plan, problems=keys.problems)
+        with clock.stage("route"):
+            shards = plan.router.route_arrow(keys.values, {})
+            if plan.verify_routing:
+                verify_sample(keys.values, shards, plan, partition)
+        with clock.stage("values"):
+            values = _encode_values(frame, keys.values, plan, partition)
     except MemoryError:
         raise
     except Exception as exc:
         error = as_data(exc, f"encoding partition {partition}")
         error.facts.setdefault("partition", partition)
-        return _stopped(partition, frame, plan, started, error=error)
-    pieces, report = _split(keys.stored, values, shards, partition, plan)
-    report = replace(report, seconds=time.perf_counter() - started, converted=_converted(frame, partition, plan))
-    return EncodedPartition(report=report, pieces=pieces)
+        return _stopped(partition, frame, plan, error=error)
+    routed = _by_shard(keys.stored, values, shards, partition, plan, clock)
+    return replace(routed, report=replace(routed.report, converted=_converted(frame, partition, plan)))
 
 
 def as_data(exc: Exception, doing: str) -> ShardyfusionError:
@@ -146,38 +199,36 @@ def _encode_values(frame: pd.DataFrame, keys: pa.Array, plan: EncodePlan, partit
         raise
 
 
-def _split(
+def _by_shard(
     keys: pa.LargeBinaryArray,
     values: pa.LargeBinaryArray,
     shards: Integers,
     partition: int,
     plan: EncodePlan,
-) -> tuple[Sequence[pa.Table | None], PartitionReport]:
-    """The rows of each shard in input order, and the tally of what went where."""
+    clock: StageClock,
+) -> _Routed:
+    """The rows, the order that sorts them by shard, and the tally of what goes where."""
     import numpy as np
     import pyarrow as pa
 
     num_dbs = plan.num_dbs
-    counts = np.bincount(shards, minlength=num_dbs).astype(np.int64)
-    digests = shard_digests(keys, values, shards, num_dbs)
-    columns: dict[str, Any] = {"key": keys, "value": values}
-    if plan.with_ordinal:
-        columns["ordinal"] = pa.array(np.arange(len(shards), dtype=np.int64) + (partition << ORDINAL_SHIFT))
-    table = pa.table(columns)
-    # A stable sort keeps input order within a shard; on 16-bit numbers numpy does it by radix.
-    order = np.argsort(shards.astype(np.uint16 if num_dbs <= 1 << 16 else np.int64), kind="stable")
-    ends = np.cumsum(counts)
-    # Each piece is taken on its own, so that it owns just its bytes: a slice would carry the whole partition when sent.
-    pieces = [table.take(pa.array(order[end - n : end])) if n else None for n, end in zip(counts, ends, strict=True)]
+    with clock.stage("digest"):
+        digests = shard_digests(keys, values, shards, num_dbs)
+    with clock.stage("split"):
+        counts = np.bincount(shards, minlength=num_dbs).astype(np.int64)
+        columns: dict[str, Any] = {"key": keys, "value": values}
+        if plan.with_ordinal:
+            columns["ordinal"] = pa.array(np.arange(len(shards), dtype=np.int64) + (partition << ORDINAL_SHIFT))
+        # A stable sort keeps input order within a shard; on 16-bit numbers numpy does it by radix.
+        order = np.argsort(shards.astype(np.uint16 if num_dbs <= 1 << 16 else np.int64), kind="stable")
     report = PartitionReport(
         partition=partition,
         rows=len(shards),
-        seconds=0.0,
         counts=counts,
         digests=digests,
         payload_bytes=_payload(keys) + _payload(values),
     )
-    return pieces, report
+    return _Routed(report=report, rows=pa.table(columns), order=order, ends=np.cumsum(counts))
 
 
 def _converted(frame: pd.DataFrame, partition: int, plan: EncodePlan) -> str | None:
@@ -204,15 +255,15 @@ def _stopped(
     partition: int,
     frame: pd.DataFrame,
     plan: EncodePlan,
-    started: float,
     *,
     error: ShardyfusionError | None = None,
     problems: KeyProblems | None = None,
-) -> EncodedPartition:
-    report = PartitionReport(
-        partition=partition, rows=len(frame), seconds=time.perf_counter() - started, problems=problems, error=error
-    )
-    return EncodedPartition(report=report, pieces=[None] * plan.num_dbs)
+) -> _Routed:
+    import numpy as np
+
+    nothing = np.zeros(plan.num_dbs, dtype=np.int64)
+    report = PartitionReport(partition=partition, rows=len(frame), problems=problems, error=error)
+    return _Routed(report=report, rows=None, order=nothing[:0], ends=nothing)
 
 
 def combine_reports(reports: Sequence[PartitionReport], plan: EncodePlan) -> Tally:
@@ -229,7 +280,7 @@ def combine_reports(reports: Sequence[PartitionReport], plan: EncodePlan) -> Tal
     return Tally(
         rows=sum(report.rows for report in reports),
         payload_bytes=sum(report.payload_bytes for report in reports),
-        seconds=sum(report.seconds for report in reports),
+        seconds=add_up(report.seconds for report in reports),
         counts=counts,
         digests=digests,
         converted=next((report.converted for report in reports if report.converted), None),

@@ -11,20 +11,39 @@ from shardyfusion.writer.attempt import ShardAttempt
 
 @dataclass(frozen=True, kw_only=True)
 class WriteSeconds:
-    """Where the time went. The first four are wall clock on the driver and add up to `total`; the `_tasks` are summed
-    over all workers, and zero when an earlier execution of the run id had done the work."""
+    """Where the time went. The first four are wall clock on the driver and add up to `total`.
+
+    `encode_stages` and `shard_stages` break the tasks down, summed over all workers, and are empty when an earlier
+    execution of the run id had done the work:
+
+    * encoding: `keys` and `values` become bytes, `route` finds the shard of each, `digest` counts what must arrive,
+      `split` brings the rows in order of shards;
+    * a shard: `gather` puts its rows together, `sort` sorts them by key, `build` writes the database (with the order
+      of values, and `rate_limit_waits`), `digest` counts what arrived, `seal` closes and counts it, `checksum` and
+      `upload` are the sha256 of its objects and their way to the store.
+
+    What `build` took beyond these is reading the input, moving rows between workers, and Dask's scheduling.
+    """
 
     plan: float = 0.0
     build: float = 0.0
     publish: float = 0.0
     sweep: float = 0.0
-    encode_tasks: float = 0.0
-    shard_tasks: float = 0.0
+    encode_stages: Mapping[str, float] = field(default_factory=dict[str, float])
+    shard_stages: Mapping[str, float] = field(default_factory=dict[str, float])
     rate_limit_waits: float = 0.0
 
     @property
     def total(self) -> float:
         return self.plan + self.build + self.publish + self.sweep
+
+    @property
+    def encode_tasks(self) -> float:
+        return sum(self.encode_stages.values())
+
+    @property
+    def shard_tasks(self) -> float:
+        return sum(self.shard_stages.values())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from shardyfusion.serde.columns import arrow_compute
 from shardyfusion.serde.keys import KeyEncoding, decode_key
 from shardyfusion.serde.row_digest import format_digest
 from shardyfusion.shard_contract import ShardTarget
+from shardyfusion.stage_clock import StageClock
 from shardyfusion.storage import open_store
 from shardyfusion.type_defs import DuplicatePolicy
 from shardyfusion.writer.attempt import ShardAttempt
@@ -48,7 +49,8 @@ class ShardResult:
 
     db_id: int
     arrived: RowSum = field(default_factory=RowSum)
-    seconds: float = 0.0
+    seconds: Mapping[str, float] = field(default_factory=dict[str, float])
+    """By stage of the task."""
     attempts: int = 0
     attempt: ShardAttempt | None = None
     reused: Seal | None = None
@@ -90,9 +92,9 @@ def build_shard(
     sealed = reusable(seals, expected, dropped=RowSum())  # unique keys: it cannot depend on the order of rows either
     if sealed is not None:
         return _reused(sealed)
-    started, tries = time.perf_counter(), 0
+    clock, tries = StageClock(), 0
     try:
-        rows = _sorted_rows(pieces, plan, db_id, expected)
+        rows = _sorted_rows(pieces, plan, db_id, expected, clock)
         if rows is None:
             return ShardResult(db_id=db_id)
         sealed = reusable(seals, expected, dropped=rows.dropped)
@@ -102,7 +104,7 @@ def build_shard(
         def one_try(number: int) -> ShardAttempt:
             nonlocal tries
             tries = number + 1
-            return _build_attempt(db_id, number, rows, plan, expected)
+            return _build_attempt(db_id, number, rows, plan, expected, clock)
 
         attempt = call_with_retry(one_try, plan.retry)
     except MemoryError:
@@ -112,11 +114,11 @@ def build_shard(
         error.facts.setdefault("db_id", db_id)
         if error.retryable:
             raise error from None
-        return ShardResult(db_id=db_id, seconds=time.perf_counter() - started, attempts=tries, error=error)
+        return ShardResult(db_id=db_id, seconds=clock.seconds, attempts=tries, error=error)
     return ShardResult(
         db_id=db_id,
         arrived=attempt.kept + rows.dropped,
-        seconds=time.perf_counter() - started,
+        seconds=clock.seconds,
         attempts=tries,
         attempt=attempt,
     )
@@ -142,7 +144,9 @@ def _reused(seal: Seal) -> ShardResult:
     return ShardResult(db_id=seal.attempt.db_id, arrived=seal.arrived, attempt=seal.attempt, reused=seal)
 
 
-def _sorted_rows(pieces: Sequence[pa.Table | None], plan: ShardPlan, db_id: int, expected: RowSum) -> SortedRows | None:
+def _sorted_rows(
+    pieces: Sequence[pa.Table | None], plan: ShardPlan, db_id: int, expected: RowSum, clock: StageClock
+) -> SortedRows | None:
     """Put the pieces together, sort by key (stable over input order), and settle duplicates."""
     import pyarrow as pa
 
@@ -152,7 +156,15 @@ def _sorted_rows(pieces: Sequence[pa.Table | None], plan: ShardPlan, db_id: int,
         require_same_rows(db_id, expected, RowSum(arrived))
     if not present:
         return None
-    table = pa.concat_tables(present).combine_chunks()
+    with clock.stage("gather"):
+        table = pa.concat_tables(present).combine_chunks()
+    with clock.stage("sort"):
+        return _sort(table, plan, db_id)
+
+
+def _sort(table: pa.Table, plan: ShardPlan, db_id: int) -> SortedRows:
+    import pyarrow as pa
+
     keys, values = table.column("key").chunk(0), table.column("value").chunk(0)
     order = _key_order(keys, plan.key_encoding, _input_order(table))
     sorted_keys = keys.take(pa.array(order))
@@ -229,7 +241,9 @@ def _show(encoding: KeyEncoding, key: bytes) -> str:
     return repr(key if decoded is None else decoded)
 
 
-def _build_attempt(db_id: int, number: int, rows: SortedRows, plan: ShardPlan, expected: RowSum) -> ShardAttempt:
+def _build_attempt(
+    db_id: int, number: int, rows: SortedRows, plan: ShardPlan, expected: RowSum, clock: StageClock
+) -> ShardAttempt:
     """One execution, in a directory and a scratch of its own; nothing is visible unless it seals."""
     started = time.perf_counter()
     store = open_store(plan.address)
@@ -237,14 +251,18 @@ def _build_attempt(db_id: int, number: int, rows: SortedRows, plan: ShardPlan, e
     limiter = RateLimiter(plan.limits)
     written = RowSum()
     with _scratch(plan) as scratch:
-        target = ShardTarget(db_id=db_id, store=store, address=plan.address, directory=directory, scratch=scratch)
-        with plan.adapter_factory.open(target) as adapter:
+        target = ShardTarget(
+            db_id=db_id, store=store, address=plan.address, directory=directory, scratch=scratch, clock=clock
+        )
+        with clock.stage("build"), plan.adapter_factory.open(target) as adapter:
             for batch in rows.batches(BATCH_ROWS):
                 for part in limiter.paced(batch):
                     adapter.write_arrow(part)
-                written += row_sum(batch.column("key"), batch.column("value"))
+                with clock.stage("digest"):
+                    written += row_sum(batch.column("key"), batch.column("value"))
             require_same_rows(db_id, expected, written + rows.dropped)
-            sealed = adapter.seal()
+            with clock.stage("seal"):
+                sealed = adapter.seal()
     if sealed.rows != written.rows:
         raise ShardCoverageError(
             f"shard {db_id} holds {sealed.rows} rows after sealing, but {written.rows} were written",
@@ -269,7 +287,8 @@ def _build_attempt(db_id: int, number: int, rows: SortedRows, plan: ShardPlan, e
     seal = Seal(
         run_id=plan.run_id, request=plan.request, start=plan.start, arrived=attempt.kept + rows.dropped, attempt=attempt
     )
-    create_once(store, f"{directory}/{SEAL}", seal.encode(), content_type=JSON_TYPE, patience=Patience())
+    with clock.stage("seal"):
+        create_once(store, f"{directory}/{SEAL}", seal.encode(), content_type=JSON_TYPE, patience=Patience())
     return attempt
 
 

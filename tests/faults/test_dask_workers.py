@@ -53,11 +53,16 @@ ROWS = make_rows(2_000)
 OLD = make_rows(50, seed=8)
 PAYLOAD = ColumnWriteInput("id", ValueSpec.binary_col("payload"))
 
-PHASES = ("encode", "tasks", "p2p", "build", "seal", "publish")
+PHASES = ("encode", "direct", "disk", "tasks", "p2p", "build", "seal", "publish")
 SHUFFLE_TASKS = {
+    "direct": ("shardyfusion-piece", "shardyfusion-gate"),
+    "disk": ("shardyfusion-files", "shardyfusion-gate"),
     "tasks": ("set_partitions", "taskshuffle", "sort_index"),
     "p2p": ("shuffle-transfer", "shuffle-barrier", "p2pshuffle"),
 }
+ONCE = ("shuffle-barrier", "shardyfusion-gate", "shardyfusion-files")
+"""Tasks of which a write has but one."""
+
 SEEDS = [*range(2), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 20))]
 
 
@@ -164,8 +169,8 @@ def test_a_killed_worker_costs_no_row(
         case "build" | "seal":
             ringing = RingingFactory(backend, bell, rng.choice(("seal", "sealed")) if phase == "seal" else phase)
             config = replace(config, adapter_factory=ringing)
-        case "tasks" | "p2p":
-            options = DaskWriteOptions(exchange=phase)
+        case "direct" | "disk" | "tasks" | "p2p":
+            options = DaskWriteOptions(shuffle=phase)
     with killer(phase, cluster, bell, rng) as killed:
         end = check_nothing_torn(
             config,
@@ -180,7 +185,7 @@ def killer(phase: str, cluster: LocalCluster, bell: Bell, rng: random.Random) ->
     if phase in SHUFFLE_TASKS:
         parts = rng.choice(SHUFFLE_TASKS[phase])
         plugin = KillAtTask(
-            cluster, (parts,), number=1 if "barrier" in parts else rng.randint(1, 4), delay=rng.uniform(0, 0.05)
+            cluster, (parts,), number=1 if parts in ONCE else rng.randint(1, 4), delay=rng.uniform(0, 0.05)
         )
         cluster.scheduler.add_plugin(plugin)
         try:

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "shardyfusion"
 
 LAYERS = [  # lower never imports higher; siblings in the upper rows never import each other
-    {"errors", "masking", "type_defs", "layout", "_optional"},
+    {"errors", "masking", "type_defs", "layout", "stage_clock", "_optional"},
     {"serde", "routing", "manifest"},
     {
         "storage",

@@ -119,7 +119,7 @@ def test_configs_are_frozen_and_keyword_only(config: HashShardedWriteConfig) -> 
 
 
 def test_options_are_checked() -> None:
-    for bad in ({"exchange": "disk"}, {"retries": -1}, {"retries": "x"}):
+    for bad in ({"shuffle": "file"}, {"retries": -1}, {"retries": "x"}):
         with pytest.raises(ConfigValidationError):
             DaskWriteOptions(**bad)
     with pytest.raises(ConfigValidationError, match="shard_prefix"):
@@ -158,16 +158,16 @@ def test_any_shard_id_col_serves_every_exchange(name: str, config: HashShardedWr
     config = dataclasses.replace(config, shard_id_col=name, on_duplicate_key="last")
     ddf = frame_of(id=[1, 2, 3], v=["a", "b", "c"])
     result = write_hash_sharded(
-        ddf, config, ColumnWriteInput("id", ValueSpec.binary_col("v")), DaskWriteOptions(exchange="tasks")
+        ddf, config, ColumnWriteInput("id", ValueSpec.binary_col("v")), DaskWriteOptions(shuffle="tasks")
     )
     assert result.rows == 3
 
 
-@pytest.mark.parametrize("exchange", ["direct", "tasks"])
+@pytest.mark.parametrize("exchange", ["direct", "disk", "tasks"])
 def test_empty_partitions_and_bad_ones_do_not_matter_to_the_exchange(
     exchange: Any, config: HashShardedWriteConfig
 ) -> None:
-    options = DaskWriteOptions(exchange=exchange)
+    options = DaskWriteOptions(shuffle=exchange)
     assert write_hash_sharded(simple().query("key > 2"), config, BINARY, options).rows == 2
     assert write_hash_sharded(simple().query("key > 9"), config, BINARY, options).rows == 0
     half_null = frame_of(key=pd.Series([1, 2, None, 4], dtype="Int64"), v=["a", "b", "c", "d"])
@@ -280,7 +280,7 @@ def test_memory_is_refused_on_schedulers_with_other_processes(config: HashSharde
     with dask.config.set(scheduler="processes"), pytest.raises(ConfigValidationError, match="this process only"):
         write_hash_sharded(simple(), config, BINARY)
     with pytest.raises(ConfigValidationError, match="distributed"):
-        write_hash_sharded(simple(), config, BINARY, DaskWriteOptions(exchange="p2p"))
+        write_hash_sharded(simple(), config, BINARY, DaskWriteOptions(shuffle="p2p"))
 
 
 def test_a_frame_that_cannot_be_computed_is_our_error_and_is_chained(config: HashShardedWriteConfig) -> None:

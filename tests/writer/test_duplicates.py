@@ -66,11 +66,11 @@ def write(ddf: dd.DataFrame, prefix: object, policy: Any, exchange: Any, kind: s
         key_encoding=ENCODINGS[kind],
         on_duplicate_key=policy,
     )
-    return write_hash_sharded(ddf, config, INPUT, DaskWriteOptions(exchange=exchange))
+    return write_hash_sharded(ddf, config, INPUT, DaskWriteOptions(shuffle=exchange))
 
 
 @pytest.mark.parametrize("policy", ["first", "last"])
-@pytest.mark.parametrize("exchange", ["direct", "tasks"])
+@pytest.mark.parametrize("exchange", ["direct", "disk", "tasks"])
 @settings(max_examples=15)
 @given(
     pairs=st.lists(st.tuples(st.integers(0, 5), st.binary(max_size=3)), min_size=1, max_size=30),
@@ -101,8 +101,10 @@ CASES = [
         ("synchronous", "tasks", CASES),
         ("threads", "direct", CASES),
         ("threads", "tasks", CASES),
+        ("threads", "disk", CASES),
         ("processes", "direct", CASES[:1]),  # each starts its processes anew
         ("distributed", "direct", CASES[:2]),
+        ("distributed", "disk", CASES[:2]),
         ("distributed", "tasks", CASES[1:3]),
         ("distributed", "p2p", CASES[:3]),
     ],

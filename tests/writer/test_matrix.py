@@ -84,9 +84,18 @@ def test_an_encoder_error_that_cannot_be_unpickled_still_comes_home(
 
 @pytest.mark.parametrize(
     ("exchange", "scheduler_name"),
-    [("tasks", "synchronous"), ("tasks", "threads"), ("tasks", "distributed"), ("p2p", "distributed")],
+    [
+        ("tasks", "synchronous"),
+        ("tasks", "threads"),
+        ("tasks", "distributed"),
+        ("p2p", "distributed"),
+        ("disk", "synchronous"),
+        ("disk", "threads"),
+        ("disk", "processes"),
+        ("disk", "distributed"),
+    ],
 )
-def test_dasks_own_shuffles_place_rows_exactly(
+def test_every_exchange_places_rows_exactly(
     exchange: str,
     scheduler_name: str,
     rows: Rows,
@@ -102,7 +111,7 @@ def test_dasks_own_shuffles_place_rows_exactly(
             ddf,
             config,
             ColumnWriteInput("id", ValueSpec.binary_col("payload")),
-            DaskWriteOptions(exchange=exchange),
+            DaskWriteOptions(shuffle=exchange),
         )
     assert contents(tmp_path / "snap") == {key.to_bytes(8, "big"): value for key, value in rows.items()}
     assert evaluations() == ddf.npartitions, "the input is evaluated once"

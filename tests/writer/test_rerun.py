@@ -170,7 +170,7 @@ def test_a_damaged_outcome_decides_nothing(field: str, config: HashShardedWriteC
 # -- while another execution finishes --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("exchange", ["direct", "tasks"])
+@pytest.mark.parametrize("exchange", ["direct", "disk", "tasks"])
 def test_an_execution_that_is_swept_while_it_builds_returns_what_was_committed(
     exchange: Any, config: HashShardedWriteConfig
 ) -> None:
@@ -185,7 +185,7 @@ def test_an_execution_that_is_swept_while_it_builds_returns_what_was_committed(
             raise StoreAccessError(f"{call}: there is no such upload any more")
 
     with faults(swept):
-        result = write_hash_sharded(frame(rows()), config, INPUT, DaskWriteOptions(exchange=exchange))
+        result = write_hash_sharded(frame(rows()), config, INPUT, DaskWriteOptions(shuffle=exchange))
     assert result.reused
     assert result.winners == done[0].winners
     assert result.manifest_ref == done[0].manifest_ref == head_of(config).to_ref()

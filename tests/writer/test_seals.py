@@ -49,7 +49,7 @@ def config(config: HashShardedWriteConfig) -> HashShardedWriteConfig:
     return replace(config, num_dbs=SHARDS, run_id="nightly")
 
 
-@pytest.mark.parametrize("exchange", ["direct", "tasks"])
+@pytest.mark.parametrize("exchange", ["direct", "disk", "tasks"])
 def test_sealed_shards_of_the_same_rows_are_kept_and_the_rest_is_built(
     exchange: Any, config: HashShardedWriteConfig, counted: Any
 ) -> None:
@@ -59,7 +59,7 @@ def test_sealed_shards_of_the_same_rows_are_kept_and_the_rest_is_built(
         if call.verb == "upload" and "/db=00001/" in call.name:
             raise StoreAccessError(f"{call}: HTTP 403")
 
-    options = DaskWriteOptions(exchange=exchange)
+    options = DaskWriteOptions(shuffle=exchange)
     with faults(no_room), pytest.raises(StoreAccessError):
         write_hash_sharded(frame(rows()), config, INPUT, options)
     sealed = seal_names(config)
@@ -94,7 +94,7 @@ def test_workers_are_told_of_the_seals(
     config = replace(config, s3_prefix=tmp_path)
     with scheduler("distributed", request):
         seal_all_and_fail(config)
-        result = write_hash_sharded(frame(rows(k7=b"x")), config, INPUT, DaskWriteOptions(exchange=exchange))
+        result = write_hash_sharded(frame(rows(k7=b"x")), config, INPUT, DaskWriteOptions(shuffle=exchange))
     assert set(range(SHARDS)) - set(result.reused_shards) == {shard_of(config, 7)}
     assert contents(tmp_path) == stored(rows(k7=b"x"))
 
@@ -151,7 +151,7 @@ def test_an_input_that_changed_behind_the_same_path_is_noticed(change: str, conf
     assert len(seal_names(config)) == SHARDS, "what is no longer true is swept"
 
 
-@pytest.mark.parametrize("exchange", ["direct", "tasks"])
+@pytest.mark.parametrize("exchange", ["direct", "disk", "tasks"])
 @pytest.mark.parametrize("policy", ["first", "last"])
 def test_where_duplicates_were_dropped_the_same_ones_must_be_dropped_again(
     policy: Any, exchange: Any, config: HashShardedWriteConfig
@@ -160,12 +160,12 @@ def test_where_duplicates_were_dropped_the_same_ones_must_be_dropped_again(
     config = replace(config, on_duplicate_key=policy)
     keys, values = [*KEYS, 7, 7], [*rows().values(), b"second", b"third"]
     there = frame_of(key=keys, v=values)
-    seal_all_and_fail(config, there, exchange=exchange)
-    assert write_hash_sharded(there, config, INPUT, DaskWriteOptions(exchange=exchange)).reused_shards == (0, 1, 2, 3)
+    seal_all_and_fail(config, there, shuffle=exchange)
+    assert write_hash_sharded(there, config, INPUT, DaskWriteOptions(shuffle=exchange)).reused_shards == (0, 1, 2, 3)
     config = replace(config, run_id="another")
-    seal_all_and_fail(config, there, exchange=exchange)
+    seal_all_and_fail(config, there, shuffle=exchange)
     back = frame_of(key=keys[::-1], v=values[::-1])
-    result = write_hash_sharded(back, config, INPUT, DaskWriteOptions(exchange=exchange))
+    result = write_hash_sharded(back, config, INPUT, DaskWriteOptions(shuffle=exchange))
     assert set(range(SHARDS)) - set(result.reused_shards) == {shard_of(config, 7)}
     assert contents(config.s3_prefix) == stored({**rows(), 7: b"third" if policy == "first" else b"v7"})
 

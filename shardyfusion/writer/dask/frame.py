@@ -7,34 +7,34 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from dask.base import compute, get_scheduler
+from dask.base import compute
 from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 
-from shardyfusion.config import CARRIED, DaskWriteOptions, Exchange
+from shardyfusion.config import CARRIED, DaskWriteOptions, Shuffle
 from shardyfusion.errors import ComputeError, ConfigValidationError, ShardCoverageError, ShardyfusionError
+from shardyfusion.writer.dask.exchange import exchange_directory, scheduler_kind
 from shardyfusion.writer.encode import (
     EncodedPartition,
     PartitionReport,
+    SplitPartition,
     Tally,
     combine_reports,
     encode_partition,
+    split_partition,
 )
+from shardyfusion.writer.partition_files import StoredPartition, load_piece, store_partition
 from shardyfusion.writer.plan import EncodePlan, ShardPlan, WritePlan
 from shardyfusion.writer.seals import Seal
 from shardyfusion.writer.shard import ShardResult, build_shard
-
-DIRECT_EDGES = 20_000
-"""Partitions x shards up to which `exchange="auto"` sends pieces directly: beyond it the graph itself gets slow."""
-
-SchedulerKind = Literal["synchronous", "threads", "processes", "distributed", "other"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,29 +61,6 @@ def frame_facts(ddf: Any) -> FrameFacts:
     return FrameFacts(columns=columns, dtypes=dtypes)
 
 
-def scheduler_kind() -> SchedulerKind:
-    """The ambient scheduler, as `dask.compute` would pick it for a DataFrame."""
-    get = get_scheduler(cls=dd.DataFrame)
-    module = "dask.threaded" if get is None else str(getattr(get, "__module__", ""))
-    if module.startswith("distributed"):
-        return "distributed"
-    names: dict[str, SchedulerKind] = {
-        "dask.local": "synchronous",
-        "dask.threaded": "threads",
-        "dask.multiprocessing": "processes",
-    }
-    return names.get(module, "other")
-
-
-def choose_exchange(exchange: Exchange, partitions: int, num_dbs: int, scheduler: SchedulerKind) -> Exchange:
-    """`auto` resolved: `direct` while the graph stays small, else the shuffle that the scheduler does best."""
-    if exchange != "auto":
-        return exchange
-    if partitions * num_dbs <= DIRECT_EDGES:
-        return "direct"
-    return "p2p" if scheduler == "distributed" else "tasks"
-
-
 def count_rows(ddf: dd.DataFrame, key_col: str) -> int:
     """Rows of the frame, by one pass over the key column only."""
     keys = ddf[[key_col]] if key_col in ddf.columns else ddf[[]]
@@ -92,14 +69,16 @@ def count_rows(ddf: dd.DataFrame, key_col: str) -> int:
 
 
 def compute_write(
-    ddf: dd.DataFrame, columns: Sequence[str], plan: WritePlan, exchange: Exchange, options: DaskWriteOptions,
+    ddf: dd.DataFrame, columns: Sequence[str], plan: WritePlan, exchange: Shuffle, options: DaskWriteOptions,
     shard_id_col: str,
 ) -> tuple[Tally, list[ShardResult]]:  # fmt: skip
     """The one computation of a write: read and encode every partition once, place rows by shard, build every shard."""
     graph = _WriteGraph(ddf[list(columns)].optimize(), plan)
-    shards = graph.direct() if exchange == "direct" else graph.shuffled(exchange, shard_id_col)
     kwargs = {"retries": options.retries} if scheduler_kind() == "distributed" else {}
-    return _compute(shards, kwargs)
+    if exchange == "disk":
+        with exchange_directory(plan.shard.local_root) as directory:
+            return _compute(graph.through_files(directory), kwargs)
+    return _compute(graph.direct() if exchange == "direct" else graph.shuffled(exchange, shard_id_col), kwargs)
 
 
 class _WriteGraph:
@@ -109,12 +88,11 @@ class _WriteGraph:
         self._parts: Any = parts  # a collection, though Dask's own annotations do not agree
         self._plan = plan
         self._num_dbs = plan.encode.num_dbs
-        keys = parts.__dask_keys__()
-        self._numbers = range(len(keys))
+        self._inputs = parts.__dask_keys__()
+        self._numbers = range(len(self._inputs))
         encode, shard = self._name("encode-plan"), self._name("shard-plan")
         self._tasks: dict[Any, Any] = {encode: (_constant, [plan.encode]), shard: (_constant, [plan.shard])}
-        for number, key in enumerate(keys):
-            self._tasks[self._name("encode"), number] = (_encode, key, number, encode)
+        for number in self._numbers:
             self._tasks[self._name("report"), number] = (_report, (self._name("encode"), number))
         reports = [(self._name("report"), number) for number in self._numbers]
         # The gate: every shard task depends on it, so bad data anywhere stops the write before a shard is built.
@@ -122,7 +100,7 @@ class _WriteGraph:
 
     def direct(self) -> Delayed:
         """One small task per partition and shard hands the piece over: exact, in order, on every scheduler."""
-        tasks = dict(self._tasks)
+        tasks = self._encoding_by(split_partition)
         for number in self._numbers:
             for db_id in range(self._num_dbs):
                 tasks[self._name("piece"), number, db_id] = (_piece, (self._name("encode"), number), db_id)
@@ -131,9 +109,18 @@ class _WriteGraph:
             tasks[self._name("shard"), db_id] = self._shard_task(_build, db_id, *pieces)
         return self._finish(tasks, [self._parts])
 
+    def through_files(self, directory: Path) -> Delayed:
+        """Every partition goes into a file on a disk that all workers share; a shard's task maps its part of each."""
+        tasks = self._encoding_by(_encode_to_file, directory)
+        files = self._name("files")
+        tasks[files] = (_files, *[(self._name("encode"), number) for number in self._numbers])
+        for db_id in range(self._num_dbs):
+            tasks[self._name("shard"), db_id] = self._shard_task(_build_from_files, db_id, files)
+        return self._finish(tasks, [self._parts])
+
     def shuffled(self, method: str, shard_id_col: str) -> Delayed:
         """Dask's own shuffle: spills to disk, scales past memory. `set_index` with one division per shard is exact."""
-        tasks = dict(self._tasks)
+        tasks = self._encoding_by(encode_partition)
         for number in self._numbers:
             tasks[self._name("frame"), number] = (
                 _to_frame, (self._name("encode"), number), self._name("encode-plan"), shard_id_col,
@@ -147,6 +134,13 @@ class _WriteGraph:
         for db_id, partition in enumerate(placed):
             shards[self._name("shard"), db_id] = self._shard_task(_build_from_frame, db_id, partition.key)
         return self._finish(shards, [*placed, *frames])
+
+    def _encoding_by(self, encode: Callable[..., Any], *extra: Any) -> dict[Any, Any]:
+        """The tasks that every exchange begins with."""
+        tasks = dict(self._tasks)
+        for number, key in enumerate(self._inputs):
+            tasks[self._name("encode"), number] = (encode, key, number, self._name("encode-plan"), *extra)
+        return tasks
 
     def _finish(self, tasks: dict[Any, Any], dependencies: list[Any]) -> Delayed:
         name = self._name("collect")
@@ -167,23 +161,35 @@ def _constant(box: list[Any]) -> Any:
     return box[0]
 
 
-def _encode(frame: pd.DataFrame, number: int, plan: EncodePlan) -> EncodedPartition:
-    return encode_partition(frame, number, plan)
+def _encode_to_file(frame: pd.DataFrame, number: int, plan: EncodePlan, directory: Path) -> StoredPartition:
+    return store_partition(encode_partition(frame, number, plan), directory)
 
 
-def _report(encoded: EncodedPartition) -> PartitionReport:
+def _report(encoded: EncodedPartition | SplitPartition | StoredPartition) -> PartitionReport:
     return encoded.report
+
+
+def _files(*stored: StoredPartition) -> list[StoredPartition]:
+    """Without the reports, which every worker would be sent in vain."""
+    return [replace(each, report=PartitionReport(partition=each.report.partition, rows=0)) for each in stored]
 
 
 def _combine(plan: EncodePlan, *reports: PartitionReport) -> Tally:
     return combine_reports(reports, plan)
 
 
-def _piece(encoded: EncodedPartition, db_id: int) -> pa.Table | None:
+def _piece(encoded: SplitPartition, db_id: int) -> pa.Table | None:
     return encoded.pieces[db_id]
 
 
 def _build(db_id: int, tally: Tally, plan: ShardPlan, seals: Sequence[Seal], *pieces: pa.Table | None) -> ShardResult:
+    return build_shard(db_id, tally, pieces, plan, seals)
+
+
+def _build_from_files(
+    db_id: int, tally: Tally, plan: ShardPlan, seals: Sequence[Seal], stored: Sequence[StoredPartition]
+) -> ShardResult:
+    pieces = [] if tally.error else [load_piece(each, db_id) for each in stored]
     return build_shard(db_id, tally, pieces, plan, seals)
 
 
@@ -208,15 +214,12 @@ def _carried(name: str) -> str:
 
 def _to_frame(encoded: EncodedPartition, plan: EncodePlan, shard_id_col: str) -> pd.DataFrame:
     """An encoded partition as the pandas frame that Dask's shuffles move."""
-    pieces = [(db_id, piece) for db_id, piece in enumerate(encoded.pieces) if piece is not None]
-    if not pieces:
+    if encoded.rows is None:
         return _meta(plan, shard_id_col)
-    table = pa.concat_tables([piece for _, piece in pieces])
-    columns: dict[str, Any] = {
-        shard_id_col: np.repeat([db_id for db_id, _ in pieces], [len(piece) for _, piece in pieces])
-    }
-    for name in table.column_names:
-        columns[_carried(name)] = pd.arrays.ArrowExtensionArray(table.column(name))
+    counts = np.diff(encoded.ends, prepend=0)
+    columns: dict[str, Any] = {shard_id_col: np.repeat(np.arange(plan.num_dbs), counts)}
+    for name in encoded.rows.column_names:
+        columns[_carried(name)] = pd.arrays.ArrowExtensionArray(encoded.rows.column(name))
     return pd.DataFrame(columns)
 
 
@@ -227,7 +230,7 @@ def _build_from_frame(
     if len(strangers):
         error = ShardCoverageError(
             f"{len(strangers)} rows of other shards arrived at shard {db_id}, the first of shard {strangers[0]}; "
-            "nothing was published. Try another DaskWriteOptions.exchange",
+            "nothing was published. Try another DaskWriteOptions.shuffle",
             db_id=db_id,
             expected_rows=tally.of(db_id).rows,
             arrived_rows=len(frame),

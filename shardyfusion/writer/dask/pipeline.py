@@ -24,9 +24,11 @@ from shardyfusion.manifest import ShardingSpec
 from shardyfusion.routing import Router
 from shardyfusion.routing.hashing import HashRouter
 from shardyfusion.run_registry import RunLease
+from shardyfusion.stage_clock import add_up
 from shardyfusion.storage import ObjectStore, open_store
 from shardyfusion.type_defs import require, require_type
-from shardyfusion.writer.dask.frame import FrameFacts, choose_exchange, compute_write, count_rows, scheduler_kind
+from shardyfusion.writer.dask.exchange import choose_exchange
+from shardyfusion.writer.dask.frame import FrameFacts, compute_write, count_rows
 from shardyfusion.writer.dask.request import check_request
 from shardyfusion.writer.encode import Tally
 from shardyfusion.writer.outcome import (
@@ -212,7 +214,9 @@ class _Write:
         """Encode, place and build every shard; then check that nothing was lost on the way."""
         with self._timed("plan"):
             router, sharding = resolve_router(self._config, self._ddf, self._input)
-            exchange = choose_exchange(self._options.exchange, self._ddf.npartitions, router.num_dbs, scheduler_kind())
+            exchange = choose_exchange(
+                self._options.shuffle, self._ddf.npartitions, router.num_dbs, self._config.local_root
+            )
             plan = make_plan(
                 self._config,
                 self._input,
@@ -223,7 +227,7 @@ class _Write:
                 start=run.start,
                 seals=self._find_seals(run),
                 verify_routing=self._options.verify_routing,
-                with_ordinal=exchange != "direct" and self._config.on_duplicate_key != "fail",
+                with_ordinal=exchange in ("p2p", "tasks") and self._config.on_duplicate_key != "fail",
             )
         with self._timed("build"), self._naming_what_is_missing(run, router.num_dbs):
             tally, results = compute_write(
@@ -296,8 +300,8 @@ class _Write:
         reused = {result.db_id for result in results if result.reused}
         seconds = replace(
             self._seconds,
-            encode_tasks=built.tally.seconds if built else 0.0,
-            shard_tasks=sum(result.seconds for result in results),
+            encode_stages=built.tally.seconds if built else {},
+            shard_stages=add_up(result.seconds for result in results),
             rate_limit_waits=sum(r.attempt.waited_seconds for r in results if r.attempt and not r.reused),
         )
         return BuildResult(

@@ -7,7 +7,8 @@ from typing import Any
 from shardyfusion.config import ColumnWriteInput, DaskWriteOptions, WriteConfig
 from shardyfusion.serde.key_columns import check_key_dtype
 from shardyfusion.type_defs import require
-from shardyfusion.writer.dask.frame import FrameFacts, frame_facts, scheduler_kind
+from shardyfusion.writer.dask.exchange import scheduler_kind
+from shardyfusion.writer.dask.frame import FrameFacts, frame_facts
 from shardyfusion.writer.plan import check_local_root
 
 
@@ -38,7 +39,7 @@ def check_request(ddf: Any, config: WriteConfig, input: ColumnWriteInput, option
         "directory or s3://, or compute with scheduler='threads'",
     )
     require(
-        options.exchange != "p2p" or scheduler == "distributed",
-        f"exchange='p2p' needs a distributed client, not {scheduler}; use 'auto', 'direct' or 'tasks'",
+        options.shuffle != "p2p" or scheduler == "distributed",
+        f"shuffle='p2p' needs a distributed client, not {scheduler}; use 'auto', 'direct', 'disk' or 'tasks'",
     )
     return facts
