@@ -27,6 +27,7 @@ from shardyfusion.type_defs import DuplicatePolicy
 from shardyfusion.writer.attempt import ShardAttempt
 from shardyfusion.writer.conservation import RowSum, require_same_rows, row_sum
 from shardyfusion.writer.encode import Tally, as_data
+from shardyfusion.writer.key_order import key_order
 from shardyfusion.writer.plan import ShardPlan
 from shardyfusion.writer.seals import Seal, reusable
 
@@ -166,7 +167,8 @@ def _sort(table: pa.Table, plan: ShardPlan, db_id: int) -> SortedRows:
     import pyarrow as pa
 
     keys, values = table.column("key").chunk(0), table.column("value").chunk(0)
-    order = _key_order(keys, plan.key_encoding, _input_order(table))
+    arrival = _input_order(table)
+    order = key_order(keys) if arrival is None else arrival[key_order(keys.take(pa.array(arrival)))]
     sorted_keys = keys.take(pa.array(order))
     repeats = _repeats(sorted_keys)
     if repeats is None:
@@ -186,24 +188,6 @@ def _input_order(table: pa.Table) -> npt.NDArray[np.int64] | None:
     if "ordinal" not in table.column_names:
         return None
     return np.argsort(table.column("ordinal").chunk(0).to_numpy(), kind="stable")
-
-
-def _key_order(
-    keys: pa.LargeBinaryArray, encoding: KeyEncoding, input_order: npt.NDArray[np.int64] | None
-) -> npt.NDArray[np.int64]:
-    import numpy as np
-    import pyarrow as pa
-
-    if input_order is not None:
-        return input_order[_key_order(keys.take(pa.array(input_order)), encoding, None)]
-    width = {KeyEncoding.U64BE: ">u8", KeyEncoding.U32BE: ">u4"}.get(encoding)
-    if width is None:
-        return arrow_compute().array_sort_indices(keys).to_numpy().astype(np.int64)
-    # Fixed-width big-endian integers: their bytes are one packed buffer, and numpy sorts native integers much faster
-    # than Arrow sorts byte strings.
-    start = int(np.frombuffer(keys.buffers()[1], dtype=np.int64)[keys.offset])
-    packed = np.frombuffer(keys.buffers()[2], dtype=np.dtype(width), count=len(keys), offset=start)
-    return np.argsort(packed.astype(packed.dtype.newbyteorder("=")), kind="stable")
 
 
 def _repeats(sorted_keys: pa.LargeBinaryArray) -> npt.NDArray[np.bool_] | None:
