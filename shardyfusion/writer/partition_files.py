@@ -53,7 +53,7 @@ def load_piece(stored: StoredPartition, db_id: int) -> pa.Table | None:
     """The rows of one shard, mapped and not copied: they take no memory but the system's cache.
 
     Raises:
-        ShardWriteError: the file is not there, or not readable.
+        ShardWriteError: the file is not there, or damaged in a way that shows; what does not show, the digests tell.
     """
     import pyarrow as pa
 
@@ -62,10 +62,11 @@ def load_piece(stored: StoredPartition, db_id: int) -> pa.Table | None:
         return None
     try:
         with pa.memory_map(str(stored.path)) as file:
-            rows = pa.ipc.open_file(file).read_all()
-    except (OSError, pa.ArrowInvalid) as exc:
+            piece = pa.ipc.open_file(file).read_all().slice(start, end - start)
+            piece.select(["key", "value"]).validate(full=True)  # damaged offsets would crash the process
+    except (OSError, KeyError, pa.ArrowException) as exc:
         raise _unusable("read", stored.path, exc) from exc
-    return rows.slice(start, end - start)
+    return piece
 
 
 def _unusable(verb: str, path: Path, exc: Exception) -> ShardWriteError:
@@ -73,6 +74,6 @@ def _unusable(verb: str, path: Path, exc: Exception) -> ShardWriteError:
     advice = (
         "the disk is full; free some space, or set output.local_root to a larger disk"
         if full
-        else "set output.local_root to a directory that all workers share, or DaskWriteOptions.shuffle to 'p2p'"
+        else "set output.local_root to a sound disk that all workers share, or DaskWriteOptions.shuffle to 'p2p'"
     )
     return ShardWriteError(f"cannot {verb} the encoded rows in {path}: {exc}; {advice}")

@@ -9,11 +9,16 @@ import sqlite3
 from datetime import UTC, datetime
 
 from shardyfusion.layout import CURRENT, JSON_TYPE, SQLITE_TYPE, join_url, manifest_name, timestamp
-from shardyfusion.manifest import encode_manifest
+from shardyfusion.manifest import Manifest, encode_manifest
 from tests.protocol.tiny_writes import KEYS, store_of
 from tests.reader.snapshots import build
 
 OUR_COLUMNS = ("backend", "objects", "row_digest", "key_bytes_min", "key_bytes_max")
+
+
+def build_version(prefix: str, version: str) -> Manifest:
+    """The shards of a version, without a writer."""
+    return build(prefix, {key: f"{version}-{key}".encode() for key in KEYS}, num_dbs=2, run_id=version)
 
 
 class Reference:
@@ -22,7 +27,7 @@ class Reference:
     def __init__(self, prefix: str, version: str) -> None:
         self.version = version
         self.store = store_of(prefix)
-        manifest = build(prefix, {key: f"{version}-{key}".encode() for key in KEYS}, num_dbs=2, run_id=version)
+        manifest = build_version(prefix, version)
         with contextlib.closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
             db.deserialize(encode_manifest(manifest))
             for column in OUR_COLUMNS:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -11,7 +12,7 @@ from shardyfusion import ShardedReader
 from shardyfusion.errors import StaleBuildError
 from shardyfusion.layout import COMMITS, CURRENT
 from shardyfusion.testing import StoreCall
-from tests.protocol.reference import Reference
+from tests.protocol.reference import Reference, build_version
 from tests.protocol.tiny_writes import (
     PUTS,
     Fault,
@@ -25,6 +26,7 @@ from tests.protocol.tiny_writes import (
     store_of,
     write,
 )
+from tests.reader.snapshots import commit
 
 
 class Died(BaseException):
@@ -57,47 +59,94 @@ def decided_at(calls: list[StoreCall]) -> int:
     return max(index + 1 for index in range(record) if calls[index].name == CURRENT)
 
 
+class Interrupted:
+    """A write on a prefix of its own, and the other writer's publish (or rollback) just before one of its requests."""
+
+    def __init__(self, prefix: str, number: int, *, ours_before: bool, rolls_back: bool) -> None:
+        self._prefix = prefix
+        self._number = number
+        self._earlier = [commit(prefix, build_version(prefix, "earlier"))] if ours_before else []
+        self._theirs = Reference(prefix, "theirs")
+        self._rolls_back = rolls_back
+        self._pointer: bytes | None = None
+        """What it stored as the pointer; None while it has not had its turn."""
+        self.committed = True
+
+    def write(self) -> list[StoreCall]:
+        """Returns our requests."""
+        with faults(at_call(self._number, self._let_it_act)) as calls:
+            try:
+                write(self._prefix, "ours")
+            except StaleBuildError:
+                self.committed = False
+        if self.committed and self._number > 1:
+            assert self._number > decided_at(calls), "ours went over what it had to see"
+        return calls
+
+    def _let_it_act(self) -> None:
+        self._pointer = self._theirs.rollback(self._earlier[0].ref) if self._rolls_back else self._theirs.publish()
+
+    def check(self) -> None:
+        """The last one to come is served, and no record is lost."""
+        assert runs_of(self._prefix) == ["earlier"] * len(self._earlier) + ["ours"] * self.committed
+        if self._pointer is None or (self._number == 1 and self.committed):
+            # It never came; or before we began, by another tick of the store's clock.
+            assert served_version(self._prefix) == "ours"
+        else:
+            assert served_version(self._prefix) == ("earlier" if self._rolls_back else "theirs")
+            assert store_of(self._prefix).get(CURRENT).body == self._pointer, "its later publish was overwritten"
+
+    def write_again(self) -> None:
+        write(self._prefix, "next")
+        assert served_version(self._prefix) == "next"
+        assert runs_of(self._prefix)[-1] == "next"
+
+
 @pytest.mark.parametrize(
-    ("store", "ours_before", "step"),
-    [("memory", False, 1), ("memory", True, 1), ("local", True, 4), ("s3", True, 12)],
-    ids=lambda value: str(value),
+    ("store", "ours_before", "rolls_back", "again"),
+    [
+        pytest.param("memory", False, False, 1, id="memory-first"),
+        pytest.param("memory", True, False, 1, id="memory"),
+        pytest.param("memory", True, True, 1, id="memory-rollback"),
+        pytest.param("local", True, False, 1, id="local"),
+        pytest.param("s3", True, False, 4, id="s3"),
+    ],
 )
 def test_its_publish_before_each_request_of_ours(
-    store: str, ours_before: bool, step: int, request: pytest.FixtureRequest
+    store: str, ours_before: bool, rolls_back: bool, again: int, request: pytest.FixtureRequest
 ) -> None:
+    """And every `again`-th time our next write after all that."""
     base = request.getfixturevalue(f"{store}_prefix")
-    number, requests, met = 1, 1, set[str]()
-    while number <= requests + 1:
-        prefix = f"{base}/{number}"
-        earlier = [write(prefix, "earlier").run_id] if ours_before else []
-        theirs, pointers = Reference(prefix, "theirs"), list[bytes]()
-        next_tick(prefix)
-        with faults(
-            at_call(number, lambda theirs=theirs, pointers=pointers: pointers.append(theirs.publish()))
-        ) as calls:
-            try:
-                write(prefix, "ours")
-                committed = True
-            except StaleBuildError:
-                committed = False
-        requests = max(requests, len(calls))
-        met.add("committed" if committed else "stale")
-        assert runs_of(prefix) == earlier + ["ours"] * committed
-        if number == 1 and committed:
-            # It came before we began, and by another tick of the store's clock: ours is the newer one.
-            assert served_version(prefix) == "ours"
-        else:
-            assert not committed or number > decided_at(calls), f"it looked after request {number}"
-            if pointers:
-                assert served_version(prefix) == "theirs", f"published before request {number} of ours"
-                assert store_of(prefix).get(CURRENT).body == pointers[0], "its later publish was overwritten"
-        next_tick(prefix)
-        write(prefix, "next")
-        assert served_version(prefix) == "next"
-        assert runs_of(prefix) == [*earlier, *(["ours"] * committed), "next"]
-        number += step
+    requests, swept, met = 0, 0, set[bool]()
+    while swept <= requests:
+        # One after the last is where it never comes. All prefixes wait for the store's clock together.
+        numbers = range(swept + 1, requests + 2)
+        writes = {
+            number: Interrupted(f"{base}/{number}", number, ours_before=ours_before, rolls_back=rolls_back)
+            for number in numbers
+        }
+        next_tick(base)
+        for number, ours in writes.items():
+            with naming(f"before request {number}"):
+                requests = max(requests, len(ours.write()))
+                ours.check()
+                met.add(ours.committed)
+        next_tick(base)
+        for number in numbers[::again]:
+            with naming(f"before request {number}"):
+                writes[number].write_again()
+        swept = numbers[-1]
     assert requests > 20
-    assert met == {"committed", "stale"}
+    assert met == {True, False}
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as exc:
+        exc.add_note(what)
+        raise
 
 
 def test_it_publishes_after_ours_and_we_after_it_again(any_prefix: str) -> None:

@@ -23,7 +23,7 @@ def changed_shards(before: Flight, after: Flight) -> list[int]:
     return [shard for shard in shards if Counter(rows_of(before, shard)) != Counter(rows_of(after, shard))]
 
 
-def damaged(flight: Flight, fault: Fault, seed: int) -> Flight:
+def damaged(flight: Flight, fault: Fault, seed: int | str) -> Flight:
     """The flight after a fault that really changed something."""
     rng = random.Random(seed)
     for _ in range(1_000):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -13,60 +12,44 @@ from uuid import uuid4
 import dask
 import dask.dataframe as dd
 import pandas as pd
-import pyarrow as pa
 import pytest
 from dask.local import get_sync
+from distributed import Client, LocalCluster
 
-from shardyfusion import (
-    ColumnWriteInput,
-    DaskWriteOptions,
-    HashShardedWriteConfig,
-    ShardedReader,
-    SqliteFactory,
-    ValueSpec,
-)
-from shardyfusion.commits import BuildStart
+from shardyfusion import HashShardedWriteConfig, ShardedReader, SqliteFactory
 from shardyfusion.errors import ShardCoverageError, SnapshotNotFoundError
-from shardyfusion.manifest import ShardingSpec
-from shardyfusion.routing.hashing import HashRouter
-from shardyfusion.shard_contract import SealedShard
-from shardyfusion.writer.dask import write_hash_sharded
-from shardyfusion.writer.encode import EncodedPartition, combine_reports, encode_partition
-from shardyfusion.writer.outcome import check_conservation
-from shardyfusion.writer.plan import WritePlan, make_plan
-from shardyfusion.writer.shard import ShardResult, build_shard
-from tests.writer.exchange_faults import FAULTS, Fault, Flight, changed_shards, damaged, rows_of
-from tests.writer.frames import object_names
+from shardyfusion.storage import StoreAddress, open_store
+from tests.writer.exchange_faults import FAULTS, Flight, changed_shards, damaged, rows_of
+from tests.writer.faulty_exchange import (
+    DELIVERED,
+    FILES,
+    GIVEN,
+    PIECES,
+    Crossing,
+    Get,
+    Method,
+    Seam,
+    damage,
+    scheduler_that,
+    write_over,
+)
+from tests.writer.frames import contents, object_names
 
-SHARDS, PARTITIONS, ROWS = 4, 3, 48
-SEEDS = 16
-"""Faults of each kind for each type of key: 24 x 3 x 16 = 1,152."""
-INPUT = ColumnWriteInput("key", ValueSpec.binary_col("value"))
+SHARDS, PARTITIONS, ROWS = 3, 2, 36
 ENCODINGS = {"int": "u64be", "text": "utf8", "bytes": "raw"}
-
-
-class Discarding:
-    """An engine that only counts."""
-
-    def __init__(self) -> None:
-        self.rows = 0
-
-    def write_arrow(self, batch: pa.RecordBatch) -> None:
-        self.rows += len(batch)
-
-    def seal(self) -> SealedShard:
-        return SealedShard(rows=self.rows, db_bytes=0, objects=())
-
-    def __enter__(self) -> Discarding:
-        return self
-
-    def __exit__(self, *exc: object) -> None: ...
-
-
-@dataclass(frozen=True)
-class DiscardingFactory(SqliteFactory):
-    def open(self, target: Any) -> Any:
-        return Discarding()
+POLICIES = ("fail", "first", "last")
+INPUTS = 4
+"""Frames for each type of key; each is written with many faults."""
+SEEDS = {"direct": 5, "disk": 5, "tasks, given": 3, "tasks, delivered": 3}
+"""Faults of each kind for each type of key: 24 x 3 x (5 + 5 + 3 + 3) = 1,152, each in a write of its own."""
+EXCHANGES: dict[str, tuple[Method, Seam]] = {
+    "direct": ("direct", PIECES),
+    "disk": ("disk", FILES),
+    "tasks, given": ("tasks", GIVEN),
+    "tasks, delivered": ("tasks", DELIVERED),
+    "p2p, given": ("p2p", GIVEN),
+    "p2p, delivered": ("p2p", DELIVERED),
+}
 
 
 def make_key(kind: str, rng: random.Random) -> Any:
@@ -79,68 +62,27 @@ def make_key(kind: str, rng: random.Random) -> Any:
             return rng.randbytes(rng.randrange(1, 12))
 
 
-def make_frames(kind: str, rng: random.Random) -> list[pd.DataFrame]:
-    """Partitions with distinct keys of a kind, and values of which some are empty and some are equal."""
+@cache
+def frame(kind: str, number: int, *, repeats: int = 0) -> dd.DataFrame:
+    """Distinct keys of a kind, and values of which some are empty and some are equal; then `repeats` keys again."""
+    rng = random.Random(f"{kind} {number}")
     keys: dict[Any, bytes] = {}
     while len(keys) < ROWS:
         keys[make_key(kind, rng)] = rng.randbytes(rng.choice([0, 1, 3, 8, 20])) if rng.random() < 0.8 else b"same"
-    rows = pd.DataFrame({"key": pd.Series(list(keys), dtype=object), "value": pd.Series(list(keys.values()))})
-    return [rows.iloc[number::PARTITIONS] for number in range(PARTITIONS)]
+    rows = [*keys.items(), *((key, b"again") for key in rng.sample(list(keys), repeats))]
+    with dask.config.set({"dataframe.convert-string": False}):
+        table = pd.DataFrame(rows, columns=["key", "value"], dtype=object)
+        return dd.from_pandas(table, npartitions=PARTITIONS, sort=False)
 
 
-def plan_for(kind: str, policy: Any) -> WritePlan:
-    config = HashShardedWriteConfig(
+def config_for(prefix: str, kind: str, policy: Any = "fail") -> HashShardedWriteConfig:
+    return HashShardedWriteConfig(
         num_dbs=SHARDS,
-        s3_prefix=f"memory://{uuid4().hex}/snap",
-        adapter_factory=DiscardingFactory(),
+        s3_prefix=prefix,
+        adapter_factory=SqliteFactory(),
         key_encoding=ENCODINGS[kind],
         on_duplicate_key=policy,
     )
-    return make_plan(
-        config,
-        INPUT,
-        HashRouter(SHARDS),
-        ShardingSpec(),
-        run_id="r",
-        request="asked",
-        start=BuildStart(base=0, started_at=pd.Timestamp("2026-11-20", tz="UTC").to_pydatetime()),
-        seals={},
-        verify_routing=True,
-        with_ordinal=False,
-    )
-
-
-def flight_of(encoded: list[EncodedPartition]) -> Flight:
-    return {
-        (number, shard): rows_in(piece)
-        for number, partition in enumerate(encoded)
-        for shard, piece in enumerate(partition.pieces)
-    }
-
-
-def rows_in(piece: pa.Table | None) -> list[tuple[bytes, bytes]]:
-    return (
-        [] if piece is None else list(zip(*(piece.column(name).to_pylist() for name in ("key", "value")), strict=True))
-    )
-
-
-def piece_of(rows: list[tuple[bytes, bytes]]) -> pa.Table:
-    columns = {"key": [key for key, _ in rows], "value": [value for _, value in rows]}
-    return pa.table({name: pa.array(column, pa.large_binary()) for name, column in columns.items()})
-
-
-def build_and_check(encoded: list[EncodedPartition], flight: Flight, plan: WritePlan) -> list[ShardResult]:
-    """What the driver and its tasks do with what arrived."""
-    tally = combine_reports([partition.report for partition in encoded], plan.encode)
-    results = [
-        build_shard(shard, tally, [piece_of(rows) for at, rows in sorted(flight.items()) if at[1] == shard], plan.shard)
-        for shard in range(SHARDS)
-    ]
-    for result in results:
-        if result.error is not None:
-            raise result.error
-    check_conservation(tally, results)
-    return results
 
 
 def check_error(error: ShardCoverageError, before: Flight, after: Flight) -> None:
@@ -155,163 +97,143 @@ def check_error(error: ShardCoverageError, before: Flight, after: Flight) -> Non
     assert difference in str(error)
 
 
+def assert_nothing_published(prefix: str, wrong: list[int]) -> None:
+    """Nor is any of the wrong shards sealed."""
+    with pytest.raises(SnapshotNotFoundError):
+        ShardedReader(prefix)
+    names = object_names(prefix)
+    assert {name.split("/")[0] for name in names} <= {"runs", "shards"}
+    assert not [name for name in names if name.startswith("runs/outcome/")]
+    assert not built_shards(names) & set(wrong)
+
+
+def built_shards(names: list[str]) -> set[int]:
+    """`shards/run_id=…/db=…/attempt=…/…`"""
+    return {int(name.split("/")[2].removeprefix("db=")) for name in names if name.startswith("shards/")}
+
+
+def check_write_over_fault(exchange: str, fault: str, kind: str, seed: int, prefix: str, get: Get = get_sync) -> None:
+    method, seam = EXCHANGES[exchange]
+    policy = POLICIES[seed % len(POLICIES)]
+    config = config_for(prefix, kind, policy)
+    change = damage(seam, partial(damaged, fault=FAULTS[fault], seed=f"{exchange} {kind} {seed}"))
+    try:
+        with scheduler_that(change, seam, get) as seen, pytest.raises(ShardCoverageError) as caught:
+            write_over(frame(kind, seed % INPUTS), config, method)
+        check_error(caught.value, *seen)
+        assert_nothing_published(prefix, changed_shards(*seen))
+    except BaseException as exc:
+        exc.add_note(f"{exchange}: {fault}, {kind} keys, seed {seed}, on_duplicate_key={policy!r}")
+        raise
+
+
 @pytest.mark.parametrize("kind", ENCODINGS)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_every_fault_of_an_exchange_is_found(fault: str, kind: str) -> None:
-    for seed in range(SEEDS):
-        rng = random.Random(f"{fault} {kind} {seed}")
-        plan = plan_for(kind, rng.choice(["fail", "first", "last"]))
-        encoded = [encode_partition(f, number, plan.encode) for number, f in enumerate(make_frames(kind, rng))]
-        before = flight_of(encoded)
-        after = damaged(before, FAULTS[fault], seed)
-        try:
-            with pytest.raises(ShardCoverageError) as caught:
-                build_and_check(encoded, after, plan)
-            check_error(caught.value, before, after)
-            sealed = {name.split("/")[2] for name in object_names(plan.shard.address.url)}
-            assert not sealed & {f"db={shard:05d}" for shard in changed_shards(before, after)}, (
-                "nothing wrong is sealed"
-            )
-        except BaseException as exc:
-            exc.add_note(f"{fault}, {kind} keys, seed {seed}, on_duplicate_key={plan.shard.on_duplicate_key!r}")
-            raise
+@pytest.mark.parametrize("exchange", SEEDS)
+def test_a_write_over_a_faulty_exchange_publishes_nothing(exchange: str, fault: str, kind: str) -> None:
+    for seed in range(SEEDS[exchange]):
+        prefix = f"memory://{uuid4().hex}/snap"
+        check_write_over_fault(exchange, fault, kind, seed, prefix)
+        open_store(StoreAddress.parse(prefix)).delete(object_names(prefix))
 
 
 @pytest.mark.parametrize("kind", ENCODINGS)
-@pytest.mark.parametrize("policy", ["fail", "first", "last"])
-def test_an_exchange_without_a_fault_passes_in_whatever_order(kind: str, policy: str) -> None:
-    for seed in range(SEEDS):
-        rng = random.Random(f"{kind} {seed}")
-        plan = plan_for(kind, policy)
-        frames = make_frames(kind, rng)
-        if policy != "fail":
-            frames[-1] = pd.concat([frames[-1], frames[0].sample(5, random_state=seed)])
-        encoded = [encode_partition(frame, number, plan.encode) for number, frame in enumerate(frames)]
-        flight = flight_of(encoded)
-        for rows in flight.values():
-            rng.shuffle(rows)
-        results = build_and_check(encoded, flight, plan)
-        assert sum(result.arrived.rows for result in results) == sum(map(len, frames)), f"seed {seed}"
-        assert sum(result.attempt.rows for result in results if result.attempt) == ROWS, f"seed {seed}"
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("exchange", SEEDS)
+def test_an_exchange_without_a_fault_passes_in_whatever_order(
+    exchange: str, policy: str, kind: str, memory_prefix: str
+) -> None:
+    method, seam = EXCHANGES[exchange]
+    repeats = 0 if policy == "fail" else 5
+    with scheduler_that(damage(seam, in_other_order), seam) as seen:
+        result = write_over(frame(kind, 0, repeats=repeats), config_for(memory_prefix, kind, policy), method)
+    assert seen[0] != seen[1]
+    assert result.input_rows == ROWS + repeats
+    assert len(contents(memory_prefix)) == ROWS
+    assert built_shards(object_names(memory_prefix)) == set(range(SHARDS))
 
 
-# -- through whole writes ------------------------------------------------------------------------------------------------
+def in_other_order(flight: Flight) -> Flight:
+    rng = random.Random(1)
+    return {place: rng.sample(rows, len(rows)) for place, rows in flight.items()}
 
 
-def of_step(step: str) -> Callable[[dict[Any, Any]], list[Any]]:
-    """The tasks of one step of the writer's graph."""
-    return lambda graph: [key for key in graph if isinstance(key, tuple) and key[0].startswith(f"shardyfusion-{step}-")]
+# -- a shuffle that takes rows to a shard that they say they are not of --------------------------------------------------
 
 
-def placed_partitions(graph: dict[Any, Any]) -> list[Any]:
-    """What Dask's shuffle made for each shard task, whose last argument it is."""
-    return [graph[key][-1] for key in of_step("shard")(graph)]
+def exchange_two_shards(frames: Crossing) -> Crossing:
+    (one, a), (other, b) = sorted(frames.items())[:2]
+    return {**frames, one: b, other: a}
 
 
-@contextmanager
-def scheduler_that(change: Callable[[dict[Any, Any]], dict[Any, Any]], moving: Any) -> Iterator[None]:
-    """A Dask scheduler that computes the tasks `moving`, changes what they came to, and goes on from there."""
-
-    def get(expression: Any, keys: Any, **kwargs: Any) -> Any:
-        graph = dict(expression.__dask_graph__())
-        under_way = moving(graph)
-        arrived = dict(zip(under_way, get_sync(graph, under_way), strict=True))
-        graph |= {key: (lambda value=value: value,) for key, value in change(arrived).items()}
-        return get_sync(graph, keys, **kwargs)
-
-    with dask.config.set(scheduler=get):
-        yield
+def repeat_a_shard_in_another(frames: Crossing) -> Crossing:
+    (_, a), (other, b) = sorted(frames.items())[:2]
+    return {**frames, other: pd.concat([b, a])}
 
 
-def damage_pieces(fault: Fault, seed: int, seen: list[Flight]) -> Callable[[dict[Any, Any]], dict[Any, Any]]:
-    """For `direct`: what the piece tasks hand over."""
-
-    def change(pieces: dict[Any, Any]) -> dict[Any, Any]:
-        before = {key[1:]: rows_in(piece) for key, piece in pieces.items()}
-        after = damaged(before, fault, seed)
-        seen.extend((before, after))
-        return {key: piece_of(after[key[1:]]) if key[1:] in after else None for key in pieces}
-
-    return change
+def move_a_row(frames: Crossing) -> Crossing:
+    (one, a), (other, b) = sorted(frames.items())[-2:]
+    return {**frames, one: pd.concat([a, b[:1]]), other: b[1:]}
 
 
-def damage_frames(fault: Fault, seed: int, seen: list[Flight]) -> Callable[[dict[Any, Any]], dict[Any, Any]]:
-    """For `tasks`: the frames that the shuffle is given."""
-
-    def change(frames: dict[Any, Any]) -> dict[Any, Any]:
-        before: Flight = {(key[1], shard): [] for key in frames for shard in range(SHARDS)}
-        for key, frame in frames.items():
-            shard, *columns = frame.columns
-            for row in zip(frame[shard], *(frame[name] for name in columns), strict=True):
-                before[key[1], int(row[0])].append(row[1:])
-        after = damaged(before, fault, seed)
-        seen.extend((before, after))
-        return {key: frame_like(frame, key[1], after) for key, frame in frames.items()}
-
-    return change
+def trade_a_row(frames: Crossing) -> Crossing:
+    """Each of the two has as many as before."""
+    (one, a), (other, b) = sorted(frames.items())[1:3]
+    return {**frames, one: pd.concat([a[1:], b[:1]]), other: pd.concat([b[1:], a[:1]])}
 
 
-def frame_like(frame: pd.DataFrame, number: int, flight: Flight) -> pd.DataFrame:
-    rows = [(at[1], *row) for at, rows in sorted(flight.items()) if at[0] == number for row in rows]
-    columns = list(zip(*rows, strict=True)) or [()] * len(frame.columns)
-    made = {name: pd.Series(list(column), dtype=frame[name].dtype) for name, column in zip(frame, columns, strict=True)}
-    return pd.DataFrame(made)
+STRAYS = [exchange_two_shards, repeat_a_shard_in_another, move_a_row, trade_a_row]
 
 
-EXCHANGES = {"direct": (of_step("piece"), damage_pieces), "tasks": (of_step("frame"), damage_frames)}
-
-
-def write(frames: list[pd.DataFrame], kind: str, directory: Path, exchange: Any) -> None:
-    with dask.config.set({"dataframe.convert-string": False}):
-        ddf = dd.concat([dd.from_pandas(frame, npartitions=1, sort=False) for frame in frames])
-    config = HashShardedWriteConfig(
-        num_dbs=SHARDS, s3_prefix=directory, adapter_factory=SqliteFactory(), key_encoding=ENCODINGS[kind]
-    )
-    write_hash_sharded(ddf, config, INPUT, DaskWriteOptions(exchange=exchange, verify_routing=False))
-
-
-def assert_nothing_published(directory: Path) -> None:
-    with pytest.raises(SnapshotNotFoundError):
-        ShardedReader(directory)
-    assert {name.split("/")[0] for name in object_names(directory)} <= {"runs", "shards"}
-    assert not [name for name in object_names(directory) if name.startswith("runs/outcome/")]
-
-
-@pytest.mark.parametrize("exchange", EXCHANGES)
-@pytest.mark.parametrize(("seed", "fault"), list(enumerate(FAULTS)))
-def test_a_write_over_a_faulty_exchange_publishes_nothing(seed: int, fault: str, exchange: str, tmp_path: Path) -> None:
-    kind = list(ENCODINGS)[seed % 3]
-    moving, damage = EXCHANGES[exchange]
-    seen: list[Flight] = []
-    with scheduler_that(damage(FAULTS[fault], seed, seen), moving), pytest.raises(ShardCoverageError) as caught:
-        write(make_frames(kind, random.Random(seed)), kind, tmp_path, exchange)
-    check_error(caught.value, *seen)
-    assert_nothing_published(tmp_path)
-
-
-@pytest.mark.parametrize("exchange", EXCHANGES)
-def test_the_same_scheduler_without_a_fault_publishes(exchange: str, tmp_path: Path) -> None:
-    moved: list[Any] = []
-    with scheduler_that(lambda arrived: moved.extend(arrived) or arrived, EXCHANGES[exchange][0]):
-        write(make_frames("int", random.Random(1)), "int", tmp_path, exchange)
-    assert moved
-    with ShardedReader(tmp_path) as reader:
-        assert reader.snapshot_info().rows == ROWS
-
-
-def test_a_shuffle_that_delivers_to_the_wrong_shard_is_found(tmp_path: Path) -> None:
-    """Its rows say themselves where they belong."""
-
-    def exchange_two(arrived: dict[Any, Any]) -> dict[Any, Any]:
-        (one, a), (other, b) = sorted(arrived.items())[:2]
-        return {**arrived, one: b, other: a}
-
-    seed = 5
+def check_strays(stray: Callable[[Crossing], Crossing], method: Method, prefix: str, get: Get = get_sync) -> None:
     with (
-        scheduler_that(exchange_two, placed_partitions),
+        scheduler_that(stray, DELIVERED, get),
         pytest.raises(ShardCoverageError, match="rows of other shards") as caught,
     ):
-        write(make_frames("int", random.Random(seed)), "int", tmp_path, "tasks")
-    assert caught.value.facts["difference"] == "misplaced", f"seed {seed}"
+        write_over(frame("int", 0), config_for(prefix, "int"), method)
+    assert caught.value.facts["difference"] == "misplaced"
     assert {"db_id", "expected_rows", "arrived_rows"} < set(caught.value.facts)
-    assert_nothing_published(tmp_path)
+    assert_nothing_published(prefix, [caught.value.facts["db_id"]])
+
+
+@pytest.mark.parametrize("stray", STRAYS)
+def test_rows_that_come_to_the_wrong_shard_are_found(stray: Any, memory_prefix: str) -> None:
+    """They say themselves where they belong."""
+    check_strays(stray, "tasks", memory_prefix)
+
+
+# -- p2p, on a cluster ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def p2p() -> Iterator[Get]:
+    """Two workers in this process: rows cross from one to the other, and through files, as they do between hosts."""
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        yield client.get
+
+
+@pytest.mark.parametrize("exchange", ["p2p, given", "p2p, delivered"])
+@pytest.mark.parametrize(("seed", "fault"), list(enumerate(FAULTS)))
+def test_a_write_over_a_faulty_p2p_publishes_nothing(
+    seed: int, fault: str, exchange: str, p2p: Get, tmp_path: Path
+) -> None:
+    check_write_over_fault(exchange, fault, list(ENCODINGS)[seed // 2 % 3], seed, f"file://{tmp_path}/snap", p2p)
+
+
+@pytest.mark.parametrize("stray", STRAYS)
+def test_rows_that_p2p_takes_to_the_wrong_shard_are_found(stray: Any, p2p: Get, tmp_path: Path) -> None:
+    check_strays(stray, "p2p", f"file://{tmp_path}/snap", p2p)
+
+
+@pytest.mark.parametrize("exchange", ["p2p, given", "p2p, delivered"])
+def test_p2p_without_a_fault_passes_in_whatever_order(exchange: str, p2p: Get, tmp_path: Path) -> None:
+    method, seam = EXCHANGES[exchange]
+    prefix = f"file://{tmp_path}/snap"
+    with scheduler_that(damage(seam, in_other_order), seam, p2p) as seen:
+        result = write_over(frame("text", 1, repeats=5), config_for(prefix, "text", "last"), method)
+    assert seen[0] != seen[1]
+    assert result.input_rows == ROWS + 5
+    assert len(contents(prefix)) == ROWS
