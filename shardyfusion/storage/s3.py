@@ -1,31 +1,36 @@
 """Objects on S3 and on stores that speak its protocol, through boto3.
 
-Credentials, endpoint and client come from `s3_connection.py`, the translation of errors from `s3_errors.py`.
+Credentials, endpoint and client come from `s3_connection.py`, the translation of errors from `s3_errors.py`, and the
+end of every call from `s3_deadline.py`.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from shardyfusion.errors import ObjectNotFoundError, StorageError, StoreAccessError, StoreUnavailableError
 from shardyfusion.storage.address import StoreAddress
 from shardyfusion.storage.contract import ObjectInfo, PendingUpload, StoredObject
 from shardyfusion.storage.durable import translated_os_errors
 from shardyfusion.storage.names import check_object_name
-from shardyfusion.storage.s3_connection import ResolvedS3, resolve_s3, s3_client
+from shardyfusion.storage.s3_connection import ResolvedS3, call_limits, resolve_s3, s3_client
+from shardyfusion.storage.s3_deadline import PIECE_BYTES, CallThreads, moved, sets_out, stops_by, within
 from shardyfusion.storage.s3_errors import translated_s3_errors
 
 if TYPE_CHECKING:
-    from boto3.s3.transfer import TransferConfig
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import ObjectIdentifierTypeDef
+    from s3transfer.futures import TransferFuture
+    from s3transfer.manager import TransferManager
+
+T = TypeVar("T")
 
 __all__ = ["ResolvedS3", "S3Store", "resolve_s3"]
 
@@ -34,7 +39,10 @@ MULTIPART_BYTES = 8 * 1024 * 1024
 
 _TRANSFER_THREADS = 4
 _DOWNLOAD_TRIES = 2
-"""For a part that breaks off half-way. Each is made of `max_attempts` requests, so a hung endpoint costs them all."""
+"""For a part that breaks off half-way. Each is made of `max_attempts` requests, and all by one deadline."""
+
+_QUEUED_PIECES = 100
+"""Of a download, when the disk is slower than the network."""
 
 _DELETE_BATCH = 1000
 
@@ -46,6 +54,7 @@ class S3Store:
         self._address = address
         self._bucket = address.bucket
         self._prefix = f"{address.key_prefix}/" if address.key_prefix else ""
+        self._limits = call_limits(address)
         self._opened = (os.getpid(), s3_client(address))
         self._bucket_seen = False
 
@@ -55,18 +64,24 @@ class S3Store:
 
     def get(self, name: str) -> StoredObject:
         key = self._key(name)
-        with translated_s3_errors("read", f"{self.url}/{name}"):
-            reply = self._client.get_object(Bucket=self._bucket, Key=key)
+
+        def read(s3: S3Client) -> StoredObject:
+            reply = s3.get_object(Bucket=self._bucket, Key=key)
+            pieces: list[bytes] = []
             # `with reply["Body"]` would give the raw stream, whose errors botocore does not translate.
             with closing(reply["Body"]) as stream:
-                body = stream.read()
-        return StoredObject(ObjectInfo(name, len(body), reply["LastModified"], reply["ETag"]), body)
+                while piece := stream.read(PIECE_BYTES):
+                    moved(len(piece))
+                    pieces.append(piece)
+            body = b"".join(pieces)
+            return StoredObject(ObjectInfo(name, len(body), reply["LastModified"], reply["ETag"]), body)
+
+        return self._call("read", f"{self.url}/{name}", read)
 
     def head(self, name: str) -> ObjectInfo | None:
         key = self._key(name)
         try:
-            with translated_s3_errors("look up", f"{self.url}/{name}"):
-                reply = self._client.head_object(Bucket=self._bucket, Key=key)
+            reply = self._call("look up", f"{self.url}/{name}", lambda s3: s3.head_object(Bucket=self._bucket, Key=key))
         except ObjectNotFoundError:
             self._check_bucket()
             return None
@@ -83,21 +98,28 @@ class S3Store:
 
     def upload(self, name: str, path: Path, *, content_type: str) -> None:
         key = self._key(name)
+
+        def send(s3: S3Client) -> None:
+            sets_out(min(path.stat().st_size, _TRANSFER_THREADS * PIECE_BYTES))
+            with _transfers(s3) as transfers:
+                kind = {"ContentType": content_type}
+                _finish(transfers.upload(str(path), self._bucket, key, kind, subscribers=[_progress()]))
+
         # The order matters: botocore's connection errors are OSErrors as well.
-        with (
-            translated_os_errors("upload", str(path), missing=StorageError),
-            translated_s3_errors("upload", f"{self.url}/{name}"),
-        ):
-            self._client.upload_file(
-                str(path), self._bucket, key, ExtraArgs={"ContentType": content_type}, Config=_transfer_config()
-            )
+        with translated_os_errors("upload", str(path), missing=StorageError):
+            self._call("upload", f"{self.url}/{name}", send)
 
     def download(self, name: str, path: Path) -> None:
         key = self._key(name)
+        # Closed before the error of a call that was given up is out: what still comes for it is written nowhere.
         with translated_os_errors("write", str(path)), path.open("wb") as file:
+
+            def fetch(s3: S3Client) -> None:
+                with _transfers(s3) as transfers:
+                    _finish(transfers.download(self._bucket, key, file, subscribers=[_progress()]))
+
             try:
-                with translated_s3_errors("download", f"{self.url}/{name}"):
-                    self._client.download_fileobj(self._bucket, key, file, Config=_transfer_config())
+                self._call("download", f"{self.url}/{name}", fetch)
             except ObjectNotFoundError:
                 self._check_bucket()
                 raise
@@ -108,8 +130,7 @@ class S3Store:
         )
         cut = len(self._prefix)
         while True:
-            with translated_s3_errors("list", f"{self.url}/{prefix}"):
-                page = next(pages, None)
+            page = self._call("list", f"{self.url}/{prefix}", lambda _: next(pages, None))
             if page is None:
                 return
             for found in page.get("Contents", []):
@@ -121,10 +142,11 @@ class S3Store:
     def delete(self, names: Iterable[str]) -> None:
         keys = (self._key(name) for name in names)
         while batch := list(itertools.islice(keys, _DELETE_BATCH)):
-            with translated_s3_errors("delete from", self.url):
-                if not self._delete_at_once(batch):
-                    for key in batch:
-                        self._client.delete_object(Bucket=self._bucket, Key=key)
+            if not self._call("delete from", self.url, lambda s3, batch=batch: self._delete_at_once(s3, batch)):
+                for key in batch:
+                    self._call(
+                        "delete from", self.url, lambda s3, key=key: s3.delete_object(Bucket=self._bucket, Key=key)
+                    )
 
     def pending_uploads(self, prefix: str = "") -> Iterator[PendingUpload]:
         pages = iter(
@@ -134,8 +156,7 @@ class S3Store:
         )
         cut = len(self._prefix)
         while True:
-            with translated_s3_errors("list the unfinished uploads of", f"{self.url}/{prefix}"):
-                page = next(pages, None)
+            page = self._call("list the unfinished uploads of", f"{self.url}/{prefix}", lambda _: next(pages, None))
             if page is None:
                 return
             for found in page.get("Uploads", []):
@@ -145,17 +166,13 @@ class S3Store:
 
     def abort_uploads(self, uploads: Iterable[PendingUpload]) -> None:
         for upload in uploads:
-            with (
-                translated_s3_errors("abort the upload of", f"{self.url}/{upload.name}"),
-                _no_such_upload_is_fine(),
-            ):
-                self._client.abort_multipart_upload(
-                    Bucket=self._bucket, Key=self._key(upload.name), UploadId=upload.upload_id
-                )
+            url = f"{self.url}/{upload.name}"
+            self._call("abort the upload of", url, lambda s3, upload=upload: self._abort(s3, upload))
 
     def now(self) -> datetime:
-        with translated_s3_errors("list", self.url):
-            reply = self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
+        reply = self._call(
+            "list", self.url, lambda s3: s3.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
+        )
         date = reply["ResponseMetadata"]["HTTPHeaders"].get("date")
         if date is None:
             raise StorageError(f"{self.url} sends no Date with its answers, so ages cannot be told by its clock")
@@ -175,13 +192,23 @@ class S3Store:
         self, action: str, name: str, body: bytes, content_type: str, condition: Mapping[str, Any] | None = None
     ) -> str:
         key = self._key(name)
-        with translated_s3_errors(action, f"{self.url}/{name}", conditional=bool(condition)):
-            reply = self._client.put_object(
+
+        def send(s3: S3Client) -> str:
+            sets_out(len(body))
+            reply = s3.put_object(
                 Bucket=self._bucket, Key=key, Body=body, ContentType=content_type, **(condition or {})
             )
-        return reply["ETag"]
+            return reply["ETag"]
 
-    def _delete_at_once(self, keys: list[str]) -> bool:
+        return self._call(action, f"{self.url}/{name}", send, conditional=bool(condition))
+
+    def _call(self, action: str, url: str, work: Callable[[S3Client], T], *, conditional: bool = False) -> T:
+        """What `work` gets out of the client, by the deadline of one call."""
+        client = self._client
+        with translated_s3_errors(action, url, conditional=conditional):
+            return within(self._limits, action, f"{url} at {client.meta.endpoint_url}", lambda: work(client))
+
+    def _delete_at_once(self, s3: S3Client, keys: list[str]) -> bool:
         """One request for many keys; False if this store does not take such a request as botocore sends it.
 
         Some want a Content-MD5, which botocore no longer adds, and some have no such request.
@@ -190,7 +217,7 @@ class S3Store:
 
         targets: list[ObjectIdentifierTypeDef] = [{"Key": key} for key in keys]
         try:
-            reply = self._client.delete_objects(Bucket=self._bucket, Delete={"Objects": targets, "Quiet": True})
+            reply = s3.delete_objects(Bucket=self._bucket, Delete={"Objects": targets, "Quiet": True})
         except ClientError as exc:
             if exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode") in (400, 405, 411, 501):
                 return False
@@ -204,13 +231,21 @@ class S3Store:
             raise error(f"cannot delete s3://{self._bucket}/{key}: {code}: {failed.get('Message', '')}")
         return True
 
+    def _abort(self, s3: S3Client, upload: PendingUpload) -> None:
+        from botocore.exceptions import ClientError
+
+        try:
+            s3.abort_multipart_upload(Bucket=self._bucket, Key=self._key(upload.name), UploadId=upload.upload_id)
+        except ClientError as exc:
+            if exc.response.get("Error", {}).get("Code") != "NoSuchUpload":
+                raise
+
     def _check_bucket(self) -> None:
         """A HEAD says 404 for a missing object and for a missing bucket alike. Tell them apart, once per store."""
         if self._bucket_seen:
             return
         try:
-            with translated_s3_errors("find the bucket of", self.url):
-                self._client.head_bucket(Bucket=self._bucket)
+            self._call("find the bucket of", self.url, lambda s3: s3.head_bucket(Bucket=self._bucket))
         except ObjectNotFoundError as exc:
             raise StorageError(
                 f"cannot read {self.url}: the bucket does not exist; create it or correct s3_prefix"
@@ -220,24 +255,27 @@ class S3Store:
         self._bucket_seen = True
 
 
-@contextmanager
-def _no_such_upload_is_fine() -> Generator[None]:
-    from botocore.exceptions import ClientError
+def _transfers(s3: S3Client) -> TransferManager:
+    """What boto3's own `upload_file` and `download_fileobj` use, but with threads that nobody has to wait for."""
+    from s3transfer.manager import TransferConfig, TransferManager
 
-    try:
-        yield
-    except ClientError as exc:
-        if exc.response.get("Error", {}).get("Code") != "NoSuchUpload":
-            raise
-
-
-def _transfer_config() -> TransferConfig:
-    from boto3.s3.transfer import TransferConfig
-
-    return TransferConfig(
+    config = TransferConfig(
         multipart_threshold=MULTIPART_BYTES,
         multipart_chunksize=MULTIPART_BYTES,
-        max_concurrency=_TRANSFER_THREADS,
+        max_request_concurrency=_TRANSFER_THREADS,
+        max_io_queue_size=_QUEUED_PIECES,
+        io_chunksize=PIECE_BYTES,
         num_download_attempts=_DOWNLOAD_TRIES,
-        preferred_transfer_client="classic",  # the other one does not take the settings of our client
     )
+    return TransferManager(s3, config, executor_cls=cast("Any", CallThreads))
+
+
+def _finish(transfer: TransferFuture) -> None:
+    stops_by(transfer.cancel)
+    transfer.result()
+
+
+def _progress() -> Any:
+    from boto3.s3.transfer import ProgressCallbackInvoker
+
+    return ProgressCallbackInvoker(moved)

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from shardyfusion.credentials import S3Credentials
 from shardyfusion.errors import CredentialsError, ShardyfusionError
 from shardyfusion.storage.address import StoreAddress, check_endpoint, check_s3_options
+from shardyfusion.storage.s3_deadline import CallLimits, heed_deadlines
 from shardyfusion.storage.s3_errors import translated_setup_errors
 from shardyfusion.type_defs import S3ConnectionOptions, require
 
@@ -125,6 +126,7 @@ def resolve_s3(address: StoreAddress) -> ResolvedS3:
         credentials = explicit or _found_credentials(setup)
         endpoint_url = setup.endpoint_url or setup.aws_endpoint_url
     style = setup.addressing_style
+    limits = _limits(options)
     return ResolvedS3(
         access_key_id=credentials.access_key_id,
         secret_access_key=credentials.secret_access_key,
@@ -134,10 +136,15 @@ def resolve_s3(address: StoreAddress) -> ResolvedS3:
         virtual_hosted=style == "virtual"
         or (style == "auto" and not setup.endpoint_url and bool(_HOST_LABEL.fullmatch(address.bucket))),
         verify_ssl=setup.verify_ssl,
-        connect_timeout=options.get("connect_timeout", _CONNECT_TIMEOUT),
-        read_timeout=options.get("read_timeout", _READ_TIMEOUT),
-        max_attempts=options.get("max_attempts", _MAX_ATTEMPTS),
+        connect_timeout=limits.connect_timeout,
+        read_timeout=limits.read_timeout,
+        max_attempts=limits.max_attempts,
     )
+
+
+def call_limits(address: StoreAddress) -> CallLimits:
+    """What bounds each call of the store at an address."""
+    return _limits(check_s3_options(address.options or {}))
 
 
 def s3_client(address: StoreAddress) -> S3Client:
@@ -240,17 +247,18 @@ def _new_setup(options: S3ConnectionOptions) -> _Setup:
 def _new_client(options: S3ConnectionOptions, setup: _Setup, explicit: S3Credentials | None) -> S3Client:
     from botocore.config import Config
 
+    limits = _limits(options)
     config = Config(
-        connect_timeout=options.get("connect_timeout", _CONNECT_TIMEOUT),
-        read_timeout=options.get("read_timeout", _READ_TIMEOUT),
-        retries={"mode": "standard", "total_max_attempts": options.get("max_attempts", _MAX_ATTEMPTS)},
+        connect_timeout=limits.connect_timeout,
+        read_timeout=limits.read_timeout,
+        retries={"mode": "standard", "total_max_attempts": limits.max_attempts},
         max_pool_connections=_MAX_CONNECTIONS,
         s3=cast("Any", {"addressing_style": setup.addressing_style}),
         **setup.checksums,
     )
     if explicit is None:
         _found_credentials(setup)
-    return setup.boto3_session.client(
+    client: S3Client = setup.boto3_session.client(
         "s3",
         region_name=setup.region,
         endpoint_url=setup.endpoint_url,
@@ -259,6 +267,16 @@ def _new_client(options: S3ConnectionOptions, setup: _Setup, explicit: S3Credent
         aws_access_key_id=explicit and explicit.access_key_id,
         aws_secret_access_key=explicit and explicit.secret_access_key,
         aws_session_token=explicit and explicit.session_token,
+    )
+    heed_deadlines(client)
+    return client
+
+
+def _limits(options: S3ConnectionOptions) -> CallLimits:
+    return CallLimits(
+        connect_timeout=options.get("connect_timeout", _CONNECT_TIMEOUT),
+        read_timeout=options.get("read_timeout", _READ_TIMEOUT),
+        max_attempts=options.get("max_attempts", _MAX_ATTEMPTS),
     )
 
 

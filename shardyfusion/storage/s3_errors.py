@@ -52,18 +52,12 @@ def translated_s3_errors(action: str, url: str, *, conditional: bool = False) ->
 
     `conditional` says that the request carries If-Match or If-None-Match: a store that does not know these is unsafe.
     """
-    from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         yield
     except ClientError as exc:
         raise _from_reply(exc, f"cannot {action} {url}", conditional) from exc
-    except Boto3Error as exc:
-        # boto3 raises its own error while it handles the one that tells more.
-        if isinstance(exc.__context__, ClientError):
-            raise _from_reply(exc.__context__, f"cannot {action} {url}", conditional) from exc
-        raise StoreUnavailableError(f"cannot {action} {url}: {_cause(exc)}") from exc
     except BotoCoreError as exc:
         raise _from_client(exc, f"cannot {action} {url}") from exc
     except Exception as exc:

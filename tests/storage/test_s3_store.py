@@ -386,7 +386,6 @@ def test_the_number_of_attempts_is_ours(fake: FakeS3) -> None:
 
 
 def test_an_upload_that_is_refused(fake: FakeS3, tmp_path: Path) -> None:
-    """boto3 wraps the reply into an error of its own, which must not hide it."""
     (tmp_path / "file").write_bytes(b"x")
     fake.fails(403, "AccessDenied")
     with pytest.raises(StoreAccessError, match="s3://bucket/snap/a"):
