@@ -5,7 +5,8 @@ Implementations: `sqlite_adapter/` and `slatedb_adapter/`. Routing and manifests
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
@@ -25,7 +26,7 @@ class ShardTarget:
 
     `directory` is relative to `store` and belongs to this attempt alone; `scratch` is an empty local directory that
     the caller made for this attempt and removes afterwards. `clock` is told what `seal()` spends its time on, as far
-    as the engine knows: `"upload"` and `"checksum"`.
+    as the engine knows it. `waiting` is entered around what waits for the store rather than computes.
     """
 
     db_id: int
@@ -34,6 +35,17 @@ class ShardTarget:
     directory: str
     scratch: Path
     clock: StageClock = field(default_factory=StageClock, compare=False)
+    waiting: Callable[[], AbstractContextManager[None]] = field(default=nullcontext, compare=False)
+
+    @contextmanager
+    def uploading(self) -> Generator[None]:
+        """Around the way of finished objects to the store."""
+        with self.clock.stage("upload"), self.waiting():
+            yield
+
+    def checksumming(self) -> AbstractContextManager[None]:
+        """Around reading finished objects for their digests."""
+        return self.clock.stage("checksum")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,8 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,12 +81,18 @@ class SortedRows:
 
 
 def build_shard(
-    db_id: int, tally: Tally, pieces: Sequence[pa.Table | None], plan: ShardPlan, seals: Sequence[Seal] = ()
+    db_id: int,
+    tally: Tally,
+    pieces: Sequence[pa.Table | None],
+    plan: ShardPlan,
+    seals: Sequence[Seal] = (),
+    waiting: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> ShardResult:
     """Build one shard from its pieces, in partition order, unless one of `seals` is already what would be built.
 
     What must not be repeated (rows lost, a duplicate key, a bug) comes back as `error`; what may pass with time
-    is tried again here by `plan.retry` and then raised, for the scheduler's own retries.
+    is tried again here by `plan.retry` and then raised, for the scheduler's own retries. `waiting` is entered while a
+    finished shard is on its way to the store.
     """
     if tally.error is not None:
         return ShardResult(db_id=db_id)
@@ -105,7 +112,7 @@ def build_shard(
         def one_try(number: int) -> ShardAttempt:
             nonlocal tries
             tries = number + 1
-            return _build_attempt(db_id, number, rows, plan, expected, clock)
+            return _build_attempt(db_id, number, rows, plan, expected, clock, waiting)
 
         attempt = call_with_retry(one_try, plan.retry)
     except MemoryError:
@@ -226,7 +233,13 @@ def _show(encoding: KeyEncoding, key: bytes) -> str:
 
 
 def _build_attempt(
-    db_id: int, number: int, rows: SortedRows, plan: ShardPlan, expected: RowSum, clock: StageClock
+    db_id: int,
+    number: int,
+    rows: SortedRows,
+    plan: ShardPlan,
+    expected: RowSum,
+    clock: StageClock,
+    waiting: Callable[[], AbstractContextManager[None]],
 ) -> ShardAttempt:
     """One execution, in a directory and a scratch of its own; nothing is visible unless it seals."""
     started = time.perf_counter()
@@ -236,7 +249,13 @@ def _build_attempt(
     written = RowSum()
     with _scratch(plan) as scratch:
         target = ShardTarget(
-            db_id=db_id, store=store, address=plan.address, directory=directory, scratch=scratch, clock=clock
+            db_id=db_id,
+            store=store,
+            address=plan.address,
+            directory=directory,
+            scratch=scratch,
+            clock=clock,
+            waiting=waiting,
         )
         with clock.stage("build"), plan.adapter_factory.open(target) as adapter:
             for batch in rows.batches(BATCH_ROWS):

@@ -88,7 +88,10 @@ def test_the_file_is_what_every_reader_of_the_format_expects(tmp_path: Path, pag
     connection.close()
 
 
-def test_bulk_insert_of_runs_and_of_rows_larger_than_a_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pairs_first", [[], [(b"", b"")]], ids=["pages", "inserts"])
+def test_bulk_rows_that_make_runs_and_are_larger_than_a_run(
+    tmp_path: Path, pairs_first: list[tuple[bytes, bytes]]
+) -> None:
     rng = np.random.default_rng(20)
     lengths = rng.integers(0, 3000, 4000)
     lengths[[0, 7, 8, 3999]] = [0, 2**21 - 1 - 8, 2**21 - 8, 5_000_000]
@@ -96,24 +99,29 @@ def test_bulk_insert_of_runs_and_of_rows_larger_than_a_run(tmp_path: Path) -> No
     keys = [n.to_bytes(8, "big") for n in range(len(values))]
     batch = pa.record_batch([pa.array(c, pa.large_binary()) for c in (keys, values)], names=["key", "value"])
     with SqliteFactory().open(_target(tmp_path)) as writer:
+        if pairs_first:
+            writer.write_batch(pairs_first)  # from then on SQLite inserts everything
         writer.write_arrow(batch)
-        assert writer.seal().rows == len(keys)
+        assert writer.seal().rows == len(pairs_first) + len(keys)
     reader = _open(tmp_path)
-    assert list(reader.scan()) == list(zip(keys, values, strict=True))
+    assert list(reader.scan()) == [*pairs_first, *zip(keys, values, strict=True)]
     reader.close()
 
 
-@settings(max_examples=60)
+@settings(max_examples=100)
 @given(
     rows=st.dictionaries(st.binary(max_size=30), st.binary(max_size=5000), max_size=300),
     cuts=st.lists(st.integers(0, 300), max_size=3),
+    by_inserts=st.booleans(),
 )
-def test_any_dict_in_any_slices_comes_back(rows: dict[bytes, bytes], cuts: list[int]) -> None:
+def test_any_dict_in_any_slices_comes_back(rows: dict[bytes, bytes], cuts: list[int], by_inserts: bool) -> None:
     pairs = sorted(rows.items())
     columns = [pa.array([pair[i] for pair in pairs], pa.large_binary()) for i in (0, 1)]
     batch = pa.record_batch(columns, names=["key", "value"])
     with tempfile.TemporaryDirectory() as root:
         with SqliteFactory().open(_target(Path(root))) as writer:
+            if by_inserts:
+                writer.write_batch([])
             edges = [0, *sorted(cuts), len(pairs)]
             for start, stop in itertools.pairwise(edges):
                 writer.write_arrow(batch.slice(start, max(0, stop - start)))
@@ -144,7 +152,8 @@ def test_several_threads_build_at_once(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_a_retryable_error_that_names_the_file(tmp_path: Path) -> None:
     writer = SqliteFactory().open(_target(tmp_path))
-    writer._connection.execute("PRAGMA max_page_count = 3")
+    writer.write_batch([])
+    writer._inserts._connection.execute("PRAGMA max_page_count = 3")
     with pytest.raises(ShardWriteError, match=r"shard\.db.*full") as caught:
         writer.write_batch([(b"k", bytes(100_000))])
     assert caught.value.retryable

@@ -22,6 +22,7 @@ from dask.highlevelgraph import HighLevelGraph
 from shardyfusion.config import CARRIED, DaskWriteOptions, Shuffle
 from shardyfusion.errors import ComputeError, ConfigValidationError, ShardCoverageError, ShardyfusionError
 from shardyfusion.writer.dask.exchange import exchange_directory, scheduler_kind
+from shardyfusion.writer.dask.overlap import beside_other_tasks
 from shardyfusion.writer.encode import (
     EncodedPartition,
     PartitionReport,
@@ -183,14 +184,14 @@ def _piece(encoded: SplitPartition, db_id: int) -> pa.Table | None:
 
 
 def _build(db_id: int, tally: Tally, plan: ShardPlan, seals: Sequence[Seal], *pieces: pa.Table | None) -> ShardResult:
-    return build_shard(db_id, tally, pieces, plan, seals)
+    return build_shard(db_id, tally, pieces, plan, seals, beside_other_tasks)
 
 
 def _build_from_files(
     db_id: int, tally: Tally, plan: ShardPlan, seals: Sequence[Seal], stored: Sequence[StoredPartition]
 ) -> ShardResult:
     pieces = [] if tally.error else [load_piece(each, db_id) for each in stored]
-    return build_shard(db_id, tally, pieces, plan, seals)
+    return build_shard(db_id, tally, pieces, plan, seals, beside_other_tasks)
 
 
 def _collect(tally: Tally, *results: ShardResult) -> tuple[Tally, list[ShardResult]]:
@@ -238,7 +239,7 @@ def _build_from_frame(
         )
         return ShardResult(db_id=db_id, error=error)
     columns = {name.removeprefix(CARRIED): pa.array(frame[name].array) for name in frame.columns}
-    return build_shard(db_id, tally, [pa.table(columns)], plan, seals)
+    return build_shard(db_id, tally, [pa.table(columns)], plan, seals, beside_other_tasks)
 
 
 def _compute(collection: Any, kwargs: dict[str, Any]) -> Any:

@@ -1,0 +1,111 @@
+"""While one shard is on its way to the store, its worker builds the next one; not more than one is on its way beside."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dask
+import pytest
+from distributed import Client, LocalCluster
+
+from shardyfusion import (
+    ColumnWriteInput,
+    HashShardedWriteConfig,
+    RetryConfig,
+    SqliteFactory,
+    ValueSpec,
+)
+from shardyfusion.errors import StoreUnavailableError
+from shardyfusion.storage.opening import wrapping_stores
+from shardyfusion.testing import FaultStore, StoreCall
+from shardyfusion.writer.dask import write_hash_sharded
+from tests.writer.frames import contents, make_rows, parquet_frame
+
+PAYLOAD = ColumnWriteInput("id", ValueSpec.binary_col("payload"))
+ROWS = make_rows(1_000)
+SHARDS = 6
+
+
+@pytest.fixture
+def one_worker() -> Iterator[Client]:
+    """One thread, in this process, so that its stores can be wrapped."""
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+        dask.config.set(scheduler=None),
+    ):
+        yield client
+
+
+class Building:
+    """How many shards have been begun, and how many are being uploaded."""
+
+    begun = 0
+    uploading = 0
+    most_uploading = 0
+    change = threading.Condition()
+
+
+@dataclass(frozen=True)
+class CountingFactory(SqliteFactory):
+    def open(self, target: Any) -> Any:
+        with Building.change:
+            Building.begun += 1
+            Building.change.notify_all()
+        return super().open(target)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> HashShardedWriteConfig:
+    Building.begun = Building.uploading = Building.most_uploading = 0
+    return HashShardedWriteConfig(
+        num_dbs=SHARDS,
+        s3_prefix=tmp_path / "snap",
+        adapter_factory=CountingFactory(),
+        shard_retry=RetryConfig(max_attempts=2, initial_backoff_seconds=0.01),
+    )
+
+
+def test_a_worker_of_one_thread_builds_while_it_uploads(one_worker: Client, config: Any, tmp_path: Path) -> None:
+    overlapped: list[bool] = []
+
+    def before(call: StoreCall) -> None:
+        if call.verb != "upload":
+            return
+        with Building.change:
+            Building.uploading += 1
+            Building.most_uploading = max(Building.most_uploading, Building.uploading)
+            if not overlapped:
+                overlapped.append(Building.change.wait_for(lambda: Building.begun > 1, timeout=20))
+
+    def after(call: StoreCall) -> None:
+        if call.verb == "upload":
+            with Building.change:
+                Building.uploading -= 1
+
+    frame = parquet_frame(ROWS, tmp_path / "in", 2)
+    with wrapping_stores(lambda store: FaultStore(store, before=before, after=after)):
+        write_hash_sharded(frame, config, PAYLOAD)
+    assert overlapped == [True], "the second shard was begun while the first one was being uploaded"
+    assert Building.most_uploading <= 2
+    assert len(contents(config.s3_prefix)) == len(ROWS)
+
+
+def test_an_upload_that_fails_is_tried_again(one_worker: Client, config: Any, tmp_path: Path) -> None:
+    failed: set[str] = set()
+
+    def before(call: StoreCall) -> None:
+        shard = call.name.split("/")[2] if call.verb == "upload" else ""
+        if shard and shard not in failed:
+            failed.add(shard)
+            raise StoreUnavailableError(f"cannot upload {call.name}: the network blinked")
+
+    with wrapping_stores(lambda store: FaultStore(store, before=before)):
+        result = write_hash_sharded(parquet_frame(ROWS, tmp_path / "in", 2), config, PAYLOAD)
+    assert len(failed) == SHARDS
+    assert set(result.attempts.values()) == {2}
+    assert len(contents(config.s3_prefix)) == len(ROWS)
