@@ -133,7 +133,10 @@ def request_fingerprint(config: WriteConfig, input: ColumnWriteInput, columns: M
     columns with dtypes, and the library's version. Never a Dask token: those differ from process to process."""
     options = {f.name: getattr(config, f.name) for f in fields(config) if f.name in _CONTENT_OPTIONS}
     factory = config.adapter_factory
-    settings = {f.name: getattr(factory, f.name) for f in fields(factory)} if is_dataclass(factory) else None
+    settings = None
+    if is_dataclass(factory):
+        known = [f.name for f in fields(factory) if not f.metadata.get("same_content")]
+        settings = {name: getattr(factory, name) for name in known}
     request: dict[str, Any] = {
         "kind": type(config).__name__,
         "options": options,

@@ -177,7 +177,7 @@ def _files_like(place: tuple[int, ...], files: list[StoredPartition], flight: Fl
 
 def _file_like(number: int, stored: StoredPartition, flight: Flight) -> StoredPartition:
     assert stored.path, "every partition of these tests has rows"
-    pieces = [flight.get((number, shard)) for shard in range(len(stored.ends))]
+    pieces = [flight.get((number, shard)) for shard in range(1 + max(shard for _, shard in flight))]
     ends = np.cumsum([len(rows or ()) for rows in pieces])
     here = [rows for rows in pieces if rows is not None]
     rows = _table([row for rows in here for row in rows]) if here else None
