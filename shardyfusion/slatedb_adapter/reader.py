@@ -30,6 +30,7 @@ from shardyfusion.layout import join_url
 from shardyfusion.local_cache import check_file
 from shardyfusion.shard_contract import ShardSource
 from shardyfusion.slatedb_adapter.bridge import Bridge
+from shardyfusion.slatedb_adapter.direct_calls import DirectCalls
 from shardyfusion.slatedb_adapter.settings import (
     MAX_KEY_BYTES,
     Place,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 
 _KEYS_PER_CALL = 512
 _GETS_AT_ONCE = 64
-_FIRST_ROWS, _MOST_ROWS = 4, 2048
+_FIRST_ROWS, _MOST_ROWS, _MOST_COUNTED = 4, 2048, 8192
 _GROWTH = 8
 _BATCH_BYTES = 4 * 1024 * 1024
 
@@ -178,11 +179,7 @@ class OpenDatabase:
 
         SlateDB counts rows, not bytes: a batch is made for rows as large as the largest so far, and grows step by step.
         """
-        from slatedb.uniffi import KeyRange
-
-        everything = KeyRange(start=None, start_inclusive=True, end=None, end_inclusive=False)
-        options = scan_options()
-        rows: DbIterator = self._bridge.run("scan", lambda: self.reader.scan_with_options(everything, options))
+        rows = self._scan()
         size, largest = _FIRST_ROWS, 1
         while True:
             batch = self._bridge.run("scan", lambda size=size: rows.next_batch(size))
@@ -191,6 +188,24 @@ class OpenDatabase:
                 return
             largest = max(largest, max([len(row.key) + len(row.value) for row in batch]))
             size = max(1, min(_MOST_ROWS, size * _GROWTH, _BATCH_BYTES // largest))
+
+    def count(self, direct: DirectCalls, *, row_bytes: int) -> int:
+        """How many rows `batches` would yield: they are read all the same, but not lifted. None is over `row_bytes`."""
+        rows = self._scan()
+        size = max(1, min(_MOST_COUNTED, _BATCH_BYTES // max(row_bytes, 1)))
+        total = 0
+        while True:
+            found = self._bridge.run("scan", lambda: direct.next_count(rows, size))
+            total += found
+            if found < size:
+                return total
+
+    def _scan(self) -> DbIterator:
+        from slatedb.uniffi import KeyRange
+
+        everything = KeyRange(start=None, start_inclusive=True, end=None, end_inclusive=False)
+        options = scan_options()
+        return self._bridge.run("scan", lambda: self.reader.scan_with_options(everything, options))
 
     def close(self) -> None:
         with suppress(ShardyfusionError):  # all that it held was memory

@@ -1,17 +1,20 @@
 """Builds one shard as a SlateDB database: straight in its store, or in local scratch and uploaded when sealed.
 
-How calls reach SlateDB is in `bridge.py`, what it is told in `settings.py`.
+How calls reach SlateDB is in `bridge.py`, those that carry rows in `direct_calls.py`, what it is told in `settings.py`.
 """
 
 from __future__ import annotations
 
 import shutil
 from abc import ABC, abstractmethod
+from array import array
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from shardyfusion._optional import needs
 from shardyfusion.errors import InputDataError, ShardWriteError
@@ -20,6 +23,7 @@ from shardyfusion.local_cache import file_sha256
 from shardyfusion.manifest.models import ShardObject
 from shardyfusion.shard_contract import SealedShard, ShardTarget
 from shardyfusion.slatedb_adapter.bridge import Bridge
+from shardyfusion.slatedb_adapter.direct_calls import MAX_LOWERED_BYTES, direct_calls
 from shardyfusion.slatedb_adapter.reader import OpenDatabase
 from shardyfusion.slatedb_adapter.settings import (
     MAX_KEY_BYTES,
@@ -41,7 +45,7 @@ if TYPE_CHECKING:
     from slatedb.uniffi import Db
 
 _EXTRA = "writer-dask-slatedb"
-_BATCH_ROWS = 16_384
+_BATCH_ROWS = 4096
 _BATCH_BYTES = 8 * 1024 * 1024
 _ABORT_SECONDS = 10.0
 _COUNT_CACHE_BYTES = 16 * 1024 * 1024
@@ -54,12 +58,18 @@ class _Factory:
     Args:
         sst_bytes: Size of a sorted table. Up to five of them are held in memory by each shard being written.
         deadline_seconds: How long any one call into SlateDB may take before the attempt fails.
+        binding: How rows go through the slatedb package. `"auto"`: by direct calls of its functions, once each process
+            has tried them on an in-memory database, and if that fails as with `"shipped"`, which a warning in the log
+            says once. `"shipped"`: by the package's own methods, several times slower. The shards are the same, and
+            executions of one `run_id` may differ in it.
     """
 
     sst_bytes: int = 64 * 1024 * 1024
     deadline_seconds: float = 300.0
+    binding: Literal["auto", "shipped"] = field(default="auto", metadata={"same_content": True})
 
     def __post_init__(self) -> None:
+        require(self.binding in ("auto", "shipped"), f"binding {self.binding!r} must be 'auto' or 'shipped'")
         require(self.sst_bytes >= 1024 * 1024, f"sst_bytes {self.sst_bytes!r} must be at least 1048576")
         check_deadline(self.deadline_seconds)
 
@@ -122,6 +132,7 @@ class SlateDbAdapter(ABC):
 
         self._target = target
         self._payload_bytes = 0
+        self._largest_row = 0
         self._sealed: SealedShard | None = None
         self._db: Db | None = None
         self._closed = False
@@ -137,6 +148,7 @@ class SlateDbAdapter(ABC):
             self._bridge = replace(self._bridge, endpoint=self._place.endpoint)
             builder = DbBuilder(self._place.path, self._place.store)
             builder.with_settings(bulk_settings(sst_bytes=settings.sst_bytes, retries=self._place.retries))
+        self._direct = direct_calls() if settings.binding == "auto" else None
         self._db = self._bridge.run("create", builder.build)
 
     @abstractmethod
@@ -160,30 +172,34 @@ class SlateDbAdapter(ABC):
         return None
 
     @abstractmethod
+    def _make_durable(self) -> None:
+        """See to it that what SlateDB wrote to this machine's disk stays, if it is that what will be read."""
+
+    @abstractmethod
     def _publish(self) -> Iterator[ShardObject]:
         """Make every object of the closed database durable at the target."""
 
     def write_arrow(self, batch: pa.RecordBatch) -> None:
-        import pyarrow.compute as pc
-
-        if batch.num_rows:
-            extremes = pc.call_function("min_max", [pc.call_function("binary_length", [batch.column("key")])])
-            self._check_key_lengths(extremes["min"].as_py(), extremes["max"].as_py())
         row_bytes = batch.nbytes // max(batch.num_rows, 1) + 1
         rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // row_bytes))
+        self._check_lengths(batch.column("key"), batch.column("value"))
         for start in range(0, batch.num_rows, rows):
             part = batch.slice(start, rows)
-            self._put(zip(part.column("key").to_pylist(), part.column("value").to_pylist(), strict=True))
+            self._put(part.column("key"), part.column("value"))
             self._payload_bytes += part.nbytes
 
     def write_batch(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
         for chunk, held in _chunks(pairs):
-            lengths = [len(key) for key, _ in chunk]
-            self._check_key_lengths(min(lengths), max(lengths))
-            self._put(chunk)
+            keys, values = _large_binary([key for key, _ in chunk]), _large_binary([value for _, value in chunk])
+            self._check_lengths(keys, values)
+            self._put(keys, values)
             self._payload_bytes += held
 
-    def _check_key_lengths(self, shortest: int, longest: int) -> None:
+    def _check_lengths(self, keys: pa.LargeBinaryArray, values: pa.LargeBinaryArray) -> None:
+        if not len(keys):
+            return
+        shortest, longest = _lengths(keys)
+        largest = _lengths(values)[1]
         # SlateDB 0.17 takes a longer key without a word, and then does not find it.
         if shortest < 1 or longest > MAX_KEY_BYTES:
             raise InputDataError(
@@ -191,16 +207,24 @@ class SlateDbAdapter(ABC):
                 f"keys of 1 to {MAX_KEY_BYTES} bytes; use SqliteFactory",
                 db_id=self._target.db_id,
             )
+        if largest > MAX_LOWERED_BYTES:
+            raise InputDataError(
+                f"a value of {largest} bytes cannot be stored in {self._bridge.url}: {MAX_LOWERED_BYTES} is the most",
+                db_id=self._target.db_id,
+            )
+        self._largest_row = max(self._largest_row, longest + largest)
 
-    def _put(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
+    def _put(self, keys: pa.LargeBinaryArray, values: pa.LargeBinaryArray) -> None:
         from slatedb.uniffi import WriteBatch
 
         db = self._writable()
         with self._bridge.calling("write"):
             batch = WriteBatch()
-            put = batch.put
-            for key, value in pairs:
-                put(key, value)
+            if self._direct is not None:
+                self._direct.put_rows(batch, keys, values)
+            else:
+                for key, value in zip(keys.to_pylist(), values.to_pylist(), strict=True):
+                    batch.put(key, value)
         self._bridge.run("write", lambda: db.write(batch))
 
     def seal(self) -> SealedShard:
@@ -211,7 +235,10 @@ class SlateDbAdapter(ABC):
         self._bridge.run("flush", lambda: db.flush_with_options(everything))
         self._bridge.run("close", db.shutdown)
         self._db = None
-        rows = self._count_rows()
+        with ThreadPoolExecutor(1) as pool:  # it waits for a disk while SlateDB reads
+            durable = pool.submit(self._make_durable)
+            rows = self._count_rows()
+            durable.result()
         objects = tuple(self._publish())
         self._sealed = SealedShard(rows=rows, db_bytes=sum(found.size for found in objects), objects=objects)
         return self._sealed
@@ -219,6 +246,8 @@ class SlateDbAdapter(ABC):
     def _count_rows(self) -> int:
         database = OpenDatabase(self._bridge, self._place, cache_bytes=_COUNT_CACHE_BYTES)
         try:
+            if self._direct is not None:
+                return database.count(self._direct, row_bytes=self._largest_row)
             return sum(map(len, database.batches()))
         finally:
             database.close()
@@ -287,6 +316,14 @@ class DirectAdapter(SlateDbAdapter):
         address = self._target.address
         return address.path if address.kind == "file" else None
 
+    def _make_durable(self) -> None:
+        address = self._target.address
+        if address.kind == "file":  # SlateDB writes files without fsync
+            files = [address.path / name for name in self._stored()]
+            directories = {above for path in files for above in (path.parent, path.parent.parent)}
+            for changed in (*files, *directories):
+                sync_path(changed)
+
     def _publish(self) -> Iterator[ShardObject]:
         for name, size in self._stored().items():
             path = self._read_back(name)
@@ -296,11 +333,8 @@ class DirectAdapter(SlateDbAdapter):
 
     def _read_back(self, name: str) -> Path:
         target = self._target
-        if target.address.kind == "file":  # SlateDB writes files without fsync
-            path = target.address.path / name
-            for changed in (path, path.parent, path.parent.parent):
-                sync_path(changed)
-            return path
+        if target.address.kind == "file":
+            return target.address.path / name
         path = target.scratch / "read-back"
         target.store.download(name, path)
         return path
@@ -324,6 +358,9 @@ class LocalAdapter(SlateDbAdapter):
         with suppress(OSError):
             self._target.scratch.rmdir()
 
+    def _make_durable(self) -> None:
+        """Nothing: the store does that with what it is given."""
+
     def _publish(self) -> Iterator[ShardObject]:
         target = self._target
         expected: dict[str, int] = {}
@@ -337,6 +374,23 @@ class LocalAdapter(SlateDbAdapter):
         if stored != expected:
             differing = sorted(name for name, _ in stored.items() ^ expected.items())
             raise ShardWriteError(f"{self._bridge.url} does not hold what was uploaded", objects=differing)
+
+
+def _lengths(column: pa.LargeBinaryArray) -> tuple[int, int]:
+    """Of the shortest and the longest element of a column that has some."""
+    import pyarrow.compute as pc
+
+    extremes = pc.call_function("min_max", [pc.call_function("binary_length", [column])])
+    return extremes["min"].as_py(), extremes["max"].as_py()
+
+
+def _large_binary(elements: list[bytes]) -> pa.LargeBinaryArray:
+    """Byte strings and nothing else as a column: pyarrow alone would take text and None as well."""
+    import pyarrow as pa
+
+    offsets = array("q", accumulate(map(len, elements), initial=0))
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(elements))]
+    return pa.Array.from_buffers(pa.large_binary(), len(elements), buffers)
 
 
 def _chunks(pairs: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[list[tuple[bytes, bytes]], int]]:

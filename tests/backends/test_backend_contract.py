@@ -21,8 +21,11 @@ _ENGINES: dict[str, tuple[DbAdapterFactory, ShardReaderFactory]] = {
     "sqlite": (SqliteFactory(), SqliteReaderFactory()),
     "slatedb": (SlateDbFactory(), SlateDbReaderFactory()),
     "local_slatedb": (LocalSlateDbFactory(), SlateDbReaderFactory()),
+    "shipped_slatedb": (SlateDbFactory(binding="shipped"), SlateDbReaderFactory()),
+    "shipped_local_slatedb": (LocalSlateDbFactory(binding="shipped"), SlateDbReaderFactory()),
 }
-_COMBINATIONS = [(e, s) for e in _ENGINES for s in ("file", "memory", "s3") if (e, s) != ("slatedb", "memory")]
+_REFUSED = {("slatedb", "memory"), ("shipped_slatedb", "memory")}
+_COMBINATIONS = [(e, s) for e in _ENGINES for s in ("file", "memory", "s3") if (e, s) not in _REFUSED]
 
 
 class TestBackends(ShardBackendTests):
@@ -81,6 +84,8 @@ def _refusals() -> Iterable[tuple[str, Callable[[], object]]]:
     yield "deadline_seconds", lambda: SlateDbReaderFactory(deadline_seconds=0)
     yield "deadline_seconds", lambda: LocalSlateDbFactory(deadline_seconds=-1)
     yield "sst_bytes", lambda: SlateDbFactory(sst_bytes=0)
+    yield "binding 'fast' must be 'auto' or 'shipped'", lambda: SlateDbFactory(binding="fast")
+    yield "binding None", lambda: LocalSlateDbFactory(binding=None)
 
 
 @pytest.mark.parametrize(("message", "call"), list(_refusals()))

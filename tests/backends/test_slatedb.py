@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import json
 import socket
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
@@ -32,11 +34,13 @@ from shardyfusion.manifest.models import ShardObject
 from shardyfusion.shard_contract import SealedShard, ShardSource, ShardTarget
 from shardyfusion.slatedb_adapter import LocalSlateDbFactory, SlateDbFactory, SlateDbReaderFactory
 from shardyfusion.slatedb_adapter import bridge as bridge_module
+from shardyfusion.slatedb_adapter import writer as writer_module
 from shardyfusion.slatedb_adapter.bridge import Bridge
 from shardyfusion.slatedb_adapter.reader import OpenDatabase
 from shardyfusion.slatedb_adapter.settings import Place, local_place
 from shardyfusion.sqlite_adapter import SqliteReaderFactory
 from shardyfusion.storage import StoreAddress, open_store, s3_connection
+from shardyfusion.storage.durable import sync_path
 
 _FORK = """
 import os, sys
@@ -137,6 +141,12 @@ def _source(address: StoreAddress, root: Path, sealed: SealedShard | None = None
         identity="",
         cache=lambda: root / "cache",
     )
+
+
+@pytest.fixture(params=["auto", "shipped"])
+def way(request: pytest.FixtureRequest) -> Any:
+    """How rows go through the binding."""
+    return request.param
 
 
 def _build(address: StoreAddress, root: Path, rows: int = 100) -> SealedShard:
@@ -275,10 +285,10 @@ def test_deadlines_that_cannot_be_waited_for_are_refused(seconds: float) -> None
             factory(deadline_seconds=seconds)
 
 
-def test_batches_are_small_where_rows_are_large(tmp_path: Path) -> None:
+def test_batches_are_small_where_rows_are_large(tmp_path: Path, way: Any) -> None:
     address = StoreAddress.parse(tmp_path / "store")
     sizes = [3_000_000] * 8 + [10] * 99
-    with SlateDbFactory(deadline_seconds=60).open(_target(address, tmp_path)) as writer:
+    with SlateDbFactory(deadline_seconds=60, binding=way).open(_target(address, tmp_path)) as writer:
         writer.write_batch((b"%06d" % n, bytes(size)) for n, size in enumerate(sizes))
         assert writer.seal().rows == len(sizes)
     bridge = Bridge(url="u", db_id=1, deadline_seconds=60, failure=ShardUnavailableError)
@@ -289,10 +299,12 @@ def test_batches_are_small_where_rows_are_large(tmp_path: Path) -> None:
     assert sum(counts) == len(sizes)
 
 
-def test_more_tables_than_slatedb_takes_by_default(tmp_path: Path) -> None:
+def test_more_tables_than_slatedb_takes_by_default(tmp_path: Path, way: Any) -> None:
     address = StoreAddress.parse(tmp_path / "store")
     value = bytes(250_000)
-    with SlateDbFactory(sst_bytes=1024 * 1024, deadline_seconds=60).open(_target(address, tmp_path)) as writer:
+    with SlateDbFactory(sst_bytes=1024 * 1024, deadline_seconds=60, binding=way).open(
+        _target(address, tmp_path)
+    ) as writer:
         for n in range(12):
             writer.write_batch((b"%02d-%02d" % (n, i), value) for i in range(8))
         sealed = writer.seal()
@@ -327,6 +339,36 @@ def test_manifests_that_other_readers_leave_behind_are_fine_and_changes_are_not(
     _run(change)
     with pytest.raises(ShardUnavailableError, match="changed after it was published"):
         SlateDbReaderFactory().open_reader(source)
+
+
+def test_a_sealed_shard_in_a_directory_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: dict[Path, int] = {}
+
+    def sync(path: Path) -> None:
+        synced[path] = path.stat().st_size if path.is_file() else -1
+        sync_path(path)
+
+    monkeypatch.setattr(writer_module, "sync_path", sync)
+    address = StoreAddress.parse(tmp_path / "store")
+    sealed = _build(address, tmp_path)
+    files = {tmp_path / "store/db" / found.path: found.size for found in sealed.objects}
+    assert len(files) >= 3
+    assert {path: size for path, size in synced.items() if size >= 0} == files, "each as large as it stayed"
+    assert {tmp_path / "store/db", *(path.parent for path in files)} <= set(synced)
+
+
+def test_a_shard_that_the_disk_does_not_take_is_not_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sync(path: Path) -> None:
+        if path.suffix == ".sst" and path.stat().st_size:
+            raise OSError(errno.EIO, "the disk is broken")
+
+    monkeypatch.setattr(writer_module, "sync_path", sync)
+    address = StoreAddress.parse(tmp_path / "store")
+    with SlateDbFactory().open(_target(address, tmp_path)) as writer:
+        writer.write_batch([(b"k", b"v")])
+        with pytest.raises(OSError, match="the disk is broken"):
+            writer.seal()
+    assert list(open_store(address).list()) == []
 
 
 def test_a_database_that_is_not_there_is_unavailable_at_once(tmp_path: Path, s3_prefix: str) -> None:
@@ -389,9 +431,9 @@ def test_s3_options_that_slatedb_cannot_take_still_read_through_a_copy(s3_prefix
     assert list(source.cache().iterdir()) == []
 
 
-def test_keys_that_slatedb_would_lose_are_refused(tmp_path: Path) -> None:
+def test_keys_that_slatedb_would_lose_are_refused(tmp_path: Path, way: Any) -> None:
     address = StoreAddress.parse(tmp_path / "store")
-    with SlateDbFactory().open(_target(address, tmp_path)) as writer:
+    with SlateDbFactory(binding=way).open(_target(address, tmp_path)) as writer:
         for bad in (b"", b"x" * 65_536):
             arrow = pa.record_batch([pa.array([bad], pa.large_binary())] * 2, names=["key", "value"])
             for write in (
