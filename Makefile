@@ -42,7 +42,13 @@ check: test lint types
 
 bench: $(READY) ## figures for docs/performance.md
 	$(BIN)/python benchmarks/write.py
+	$(BIN)/python benchmarks/larger_than_memory.py
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/s3.py
+	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/conservation.py
+	$(BIN)/python benchmarks/sqlite_build.py
+	$(BIN)/python benchmarks/slatedb_put.py
 
 clean:
 	rm -rf $(VENV) .venv-floor demo-data

@@ -1,20 +1,21 @@
 """What the row digests of a write cost: `write_hash_sharded` with them, and with nothing in their place.
 
-Like `write.py`, which it takes its rows from: a process of its own for each measurement, the two kinds in turn.
+A process of its own for each measurement, after a warm-up; the two kinds in turn. No claims here: those are in docs.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import multiprocessing
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from write import WARM_UP_ROWS, Job, Measurement, circumstances, markdown, measure, median, parquet_files, parse_shared
+import pyarrow as pa
+from arguments import add_run, add_size, parser
+from jobs import Job, Measurement, best, measure_groups
+from measuring import in_fresh_process
+from report import machine, markdown, mebibytes, percent_more, write_json
 
 from shardyfusion.writer import conservation
 
@@ -32,52 +33,45 @@ def take_digests_away() -> None:
     conservation.digest_total = lambda hashes: 0
 
 
+def digests_are_taken() -> bool:
+    row = pa.array([b"row"], pa.large_binary())
+    return conservation.row_sum(row, row).digest != 0
+
+
 def measure_kind(kind: str, job: Job) -> Measurement:
     """Runs in a fresh process."""
     if kind == WITHOUT:
         take_digests_away()
-    return replace(measure(job), what=kind)
+    if digests_are_taken() != (kind == WITH):
+        sys.exit(f"this is no write {kind}: has the library got another way to take them?")
+    (one,) = measure_groups([[job]], repeat=1)
+    return replace(one, job=replace(job, what=kind))
 
 
-def run(kind: str, job: Job) -> Measurement:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        one = pool.submit(measure_kind, kind, job).result()
-    print(f"{kind:<12} {one.seconds:8.2f} s {one.peak_bytes / 2**20:8,.0f} MiB", file=sys.stderr, flush=True)
-    return one
-
-
-def results_table(results: list[Measurement]) -> str:
-    without = next(one.seconds for one in results if one.what == WITHOUT)
+def results_table(results: Mapping[Job, Measurement]) -> str:
+    without = next(one.seconds for job, one in results.items() if job.what == WITHOUT)
     lines = [["what", "scheduler", "rows", "seconds", "rows/s", "peak memory", "cost"]]
-    lines += [
-        [
-            one.what,
-            one.scheduler,
-            f"{one.rows:,}",
-            f"{one.seconds:.2f}",
-            f"{one.rows / one.seconds:,.0f}",
-            f"{one.peak_bytes / 2**20:,.0f} MiB",
-            "" if one.what == WITHOUT else f"{100 * (one.seconds / without - 1):.1f} %",
-        ]
-        for one in results
-    ]
+    for job, one in sorted(results.items(), key=lambda item: item[0].what == WITH):
+        lines.append([job.what, job.scheduler, f"{job.rows:,}", f"{one.seconds:.2f}", f"{one.rows_per_second:,.0f}"])
+        lines[-1] += [mebibytes(one.peak_bytes), "" if job.what == WITHOUT else percent_more(one.seconds, without)]
     return markdown(lines)
 
 
 def main() -> None:
-    args = parse_shared(argparse.ArgumentParser(description=__doc__.splitlines()[0]), repeat=3)
-    args.data.mkdir(parents=True, exist_ok=True)
+    arguments = parser(__doc__)
+    add_size(arguments)
+    add_run(arguments, schedulers=False)
+    args = arguments.parse_args()
+    where = machine()
     job = Job(what="sqlite", scheduler="threads", rows=args.rows, files=args.files, shards=args.shards, data=args.data)
-    where = circumstances(args)
-    for rows in sorted({WARM_UP_ROWS, args.rows}):
-        parquet_files(args.data, rows, args.files)
     # The order changes from round to round: what the first of a pair leaves behind meets each kind equally often.
     order = [(WITH, WITHOUT), (WITHOUT, WITH)]
-    runs = [run(kind, job) for number in range(args.repeat) for kind in order[number % 2]]
-    results = [median([one for one in runs if one.what == kind]) for kind in (WITHOUT, WITH)]
-    print(f"{where}\n\n{results_table(results)}")
-    if args.json:
-        args.json.write_text(json.dumps([asdict(one) for one in runs], indent=2) + "\n")
+    runs = [in_fresh_process(measure_kind, kind, job) for number in range(args.repeat) for kind in order[number % 2]]
+    write_json(args.json, runs)
+    print(
+        f"{where} SQLite; int64 key, 100 bytes; {args.files} Parquet files to {args.shards} shards in a local "
+        f"directory; best of {args.repeat}, in turns.\n\n{results_table(best(runs))}"
+    )
 
 
 if __name__ == "__main__":
