@@ -60,10 +60,21 @@ def test_public_names_exist_and_are_documented(name: str) -> None:
     assert module == "shardyfusion.errors" or not isinstance(value, type) or value.__doc__
 
 
-def test_import_loads_no_optional_package() -> None:
-    code = "import sys, json, shardyfusion; print(json.dumps(sorted(sys.modules)))"
+def loaded_by(statement: str) -> set[str]:
+    code = f"import sys, json; {statement}; print(json.dumps(sorted(sys.modules)))"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert not set(OPTIONAL) & set(json.loads(output))
+    return set(json.loads(output))
+
+
+def test_import_loads_no_optional_package() -> None:
+    assert not set(OPTIONAL) & loaded_by("from shardyfusion import *")
+
+
+def test_the_package_loads_none_of_its_modules_before_a_name_is_used() -> None:
+    assert not {name for name in loaded_by("import shardyfusion") if name.startswith("shardyfusion.")}
+    assert "shardyfusion.errors" in loaded_by("import shardyfusion; shardyfusion.errors.ShardyfusionError")
+    with pytest.raises(AttributeError, match="'shardyfusion' has no attribute 'Reader'"):
+        importlib.import_module("shardyfusion").Reader  # noqa: B018
 
 
 if __name__ == "__main__":
