@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Set
+import time
+from collections.abc import Set
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import count
 from pathlib import Path
-from uuid import uuid4
 
 from shardyfusion import ShardedReader
 from shardyfusion.commits import CommitLog, load_manifest, served_manifest
@@ -21,16 +22,16 @@ from shardyfusion.layout import (
     parse_run_record_name,
 )
 from shardyfusion.operations import cleanup
-from shardyfusion.storage import PendingUpload, StoreAddress, open_store, wrapping_stores
-from shardyfusion.testing import FaultStore, KillPoint, count_kill_points
+from shardyfusion.storage import wrapping_stores
+from shardyfusion.testing import FaultStore, KillPoint
+from tests.faults.kill_deaths import Death
 from tests.faults.kill_jobs import KEYS, BuildJob, rows_of
+from tests.faults.kill_prefix import Prefix
 
-Stop = Callable[[BuildJob, KillPoint], None]
 State = frozenset[str]
-Objects = dict[str, tuple[int, str]]
 
-FOLLOWED_PER_PREFIX = 20
-"""A log that grows makes every cleanup slower."""
+_CHEAPER_PART = 0.66
+"""Of the points, one after another: the later a build is stopped, the longer that takes."""
 
 
 class OneHourLater(FaultStore):
@@ -40,72 +41,87 @@ class OneHourLater(FaultStore):
         return super().now() + timedelta(hours=1)
 
 
-class Sweep:
-    """Stops one build after another, by `stop`. What is left is always read, or seen not to have changed.
+@dataclass
+class Report:
+    """What came of a part of a sweep: which points there are, at which of them a build was stopped, and after which of
+    these it was followed up."""
 
-    It is built again, with the same run id and another one, and cleaned up, at every point, or with `followed` only
-    where the stopped build has left what no earlier one has: `followed` holds the states that were followed up.
+    points: list[int]
+    stopped: list[int] = field(default_factory=list)
+    followed: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class Sweep:
+    """Stops one build after another, by `death`. What is left is always read, or seen not to have changed.
+
+    It is built again, with the same run id and another one, and cleaned up, at every point, or unless `everywhere` only
+    where the stopped build has left what no earlier one has. Each build begins over the same objects.
     """
 
-    def __init__(
-        self, root: str, engine: str, scratch: Path, stop: Stop, *, followed: set[State] | None = None
-    ) -> None:
-        self._root, self._engine, self._scratch, self._stop = root, engine, scratch, stop
-        self._followed = followed
+    def __init__(self, prefix: str, engine: str, scratch: Path, death: Death, *, everywhere: bool) -> None:
+        self._url, self._engine, self._scratch, self._death = prefix, engine, scratch, death
+        self._everywhere = everywhere
+        self._states: set[State] = set()
         self._numbers = count(1)
-        self.follow_ups = 0
-
-    def run(self) -> list[KillPoint]:
-        """Stop at every point, and return them."""
-        self._start_prefix()
-        job = self._job()
-        points = count_kill_points(job, directories=job.directories)
-        self._start_prefix()
-        for point in points:
-            try:
-                self._stop_at(point)
-            except Exception as exc:
-                raise AssertionError(f"{self._engine} in {self._prefix}, stopped at {point}: {exc!r}") from exc
-        return list(points)
-
-    def _start_prefix(self) -> None:
-        self._prefix = f"{self._root}/{uuid4().hex[:8]}"
-        self._store = open_store(StoreAddress.parse(self._prefix))
+        self._prefix = Prefix(prefix, scratch)
         self._served = self._job()
+
+    def run(self, part: int, parts: int) -> Report:
+        """Stop at the points of one of two parts, or of one part that is all of them."""
+        started = time.monotonic()
         self._served()
-        self._before = self._objects()
+        self._prefix.remember()
+        points = self._death.points(self._job())
+        self._prefix.put_back()
+        report = Report(points=[point.number for point in points])
+        for point in self._share(points, part, parts):
+            try:
+                followed = self._stop_at(point)
+            except Exception as exc:
+                raise AssertionError(f"{self._engine} in {self._url}, stopped at {point}: {exc!r}") from exc
+            report.stopped.append(point.number)
+            if followed:
+                report.followed.append(point.number)
+        report.seconds = round(time.monotonic() - started, 1)
+        return report
+
+    def _share(self, points: list[KillPoint], part: int, parts: int) -> list[KillPoint]:
+        if parts == 1 or self._everywhere:
+            return points[part::parts]
+        middle = round(len(points) * _CHEAPER_PART)  # not alternately: neighbours leave the same
+        return points[middle:] if part else points[:middle]
 
     def _job(self) -> BuildJob:
         name = f"v{next(self._numbers):05d}"
-        return BuildJob(self._prefix, self._engine, version=name, run_id=name, scratch=str(self._scratch))
+        return BuildJob(self._url, self._engine, version=name, run_id=name, scratch=str(self._scratch / "shards"))
 
-    def _stop_at(self, point: KillPoint) -> None:
-        job = self._job()
-        self._stop(job, point)
-        after = self._objects()
-        left = {name for name, found in after.items() if self._before.get(name) != found}
-        assert set(self._before) <= set(after)
-        assert left & set(self._before) <= {CURRENT}
+    def _stop_at(self, point: KillPoint) -> bool:
+        """Whether it was followed up."""
+        job, before = self._job(), self._prefix.remembered
+        self._death.stop(job, point)
+        after = self._prefix.objects()
+        left = {name for name, found in after.items() if before.get(name) != found}
+        assert set(before) <= set(after)
+        assert left & set(before) <= {CURRENT}
+        self._death.check(point, left)
         committed = any(parse_commit_name(name) for name in left)
         # The size of a run record tells its status.
         state = _state(
             {f"{name} {after[name][0]}" if parse_run_record_name(name) else name for name in left}, job.run_id
         )
-        follow = self._followed is None or state not in self._followed
+        follow = self._everywhere or state not in self._states
         if committed or follow:
             self._check_rows(job if committed else self._served)
         else:  # the objects of the version that is served were read before, and are the same
-            assert served_manifest(self._store).run_id == self._served.run_id
+            assert served_manifest(self._prefix.store).run_id == self._served.run_id
         if follow:
             self._follow_up(job)
-            if self._followed is not None:
-                self._followed.add(state)
+            self._states.add(state)
         elif committed:
-            assert job().reused  # it also brings the pointer along, so that the next build begins as all others
-            self._store.abort_uploads(list(self._uploads()))
-            self._served, self._before = job, self._objects()
-        else:
-            self._forget(left)
+            assert job().reused
+        self._prefix.put_back(None if follow or committed else after)
+        return follow
 
     def _follow_up(self, job: BuildJob) -> None:
         later = self._job()
@@ -113,56 +129,35 @@ class Sweep:
         self._check_rows(job)
         assert later().run_id == later.run_id
         with wrapping_stores(OneHourLater):
-            cleanup(self._prefix, keep_last=1, grace=timedelta(0))
+            cleanup(self._url, keep_last=1, grace=timedelta(0))
         self._check_only_what_is_needed_is_left({job.run_id, later.run_id})
         self._check_rows(later)
-        self._served, self._before = later, self._objects()
-        self.follow_ups += 1
-        if self.follow_ups % FOLLOWED_PER_PREFIX == 0:
-            self._start_prefix()
 
     def _check_rows(self, job: BuildJob) -> None:
         """A fresh reader sees all rows of a build, and of no other."""
-        with ShardedReader(self._prefix) as reader:
+        with ShardedReader(self._url) as reader:
             assert reader.multi_get(KEYS) == rows_of(job.version)
-
-    def _objects(self) -> Objects:
-        """What is there, temporary files of a local store included: sizes and etags."""
-        found = {info.name: (info.size, info.etag) for info in self._store.list()}
-        return found | {upload.name: (0, upload.upload_id) for upload in self._uploads()}
-
-    def _uploads(self) -> Iterable[PendingUpload]:
-        return () if "://" in self._prefix else self._store.pending_uploads()  # elsewhere one put makes an object
-
-    def _forget(self, left: Set[str]) -> None:
-        """Undo what a stopped build has done, so that the next one begins where it began."""
-        unfinished = [upload for upload in self._uploads() if upload.name in left]
-        self._store.abort_uploads(unfinished)
-        self._store.delete(left - {upload.name for upload in unfinished})
 
     def _check_only_what_is_needed_is_left(self, run_ids: Set[str]) -> None:
         """The log, the outcomes, and the versions that are served now and were served before, with their run records."""
-        log, names = CommitLog(self._store), {info.name for info in self._store.list()}
-        builds = [record for record in log.history() if record.kind == "build"]
+        store = self._prefix.store
+        builds = [record for record in CommitLog(store).history() if record.kind == "build"]
         assert len({record.run_id for record in builds}) == len(builds)
+        names = {info.name for info in store.list()}
         expected = {CURRENT} | {name for name in names if name.startswith((COMMITS, OUTCOMES))}
         expected |= {name for name in names if parse_run_record_name(name) in run_ids}
         kept = [record for record in builds if record.run_id in run_ids]
         assert len(kept) == len(run_ids)
         for record in kept:
             expected.add(self._name(record.manifest_ref))
-            for shard in load_manifest(self._store, record.to_ref()).shards:
+            for shard in load_manifest(store, record.to_ref()).shards:
                 directory = self._name(shard.db_url)
                 expected |= {f"{directory}/{path}" for path in (SEAL, *(item.path for item in shard.objects))}
-        assert names == expected
-        if "://" in self._prefix:
-            assert list(self._store.pending_uploads()) == []
-        else:
-            files = {path for path in Path(self._prefix).rglob("*") if path.is_file()}
-            assert {path.relative_to(self._prefix).as_posix() for path in files} == names
+        assert names == expected, sorted(names ^ expected)
+        self._prefix.check_nothing_unfinished()
 
     def _name(self, url: str) -> str:
-        name = name_under(self._store.url, url)
+        name = name_under(self._prefix.store.url, url)
         assert name is not None
         return name
 

@@ -165,7 +165,7 @@ def _files_in_flight(values: Crossing) -> Flight:
         {
             (number, shard): load_piece(stored, shard)
             for number, stored in enumerate(values[()])
-            for shard in range(len(stored.ends))
+            for shard in stored.parts
         }
     )
 
