@@ -20,7 +20,7 @@ demo: $(READY) ## the main job on real data, in ./demo-data
 	@$(BIN)/python examples/flights.py
 
 test: $(READY) ## all tests but the longer sweeps
-	$(BIN)/python -m pytest -q -m 'not slow'
+	$(BIN)/python -m pytest -q -n auto -m 'not slow'
 
 test-slow: $(READY) ## the longer sweeps
 	$(BIN)/python -m pytest -q -m slow
