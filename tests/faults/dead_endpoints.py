@@ -149,7 +149,8 @@ class Proxy:
         self._open: list[socket.socket] = []
         self._server = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.url = f"http://127.0.0.1:{self._server.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
 
     def silence(self) -> None:
         """From now on it takes bytes and passes none on."""
@@ -168,6 +169,9 @@ class Proxy:
         self._pace = Pace(bytes_per_second)
 
     def close(self) -> None:
+        with suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
+        self._accepting.join(timeout=30)  # it may just be opening a connection
         for end in (self._server, *self._open):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
@@ -177,8 +181,9 @@ class Proxy:
         with suppress(OSError):
             while True:
                 near, _ = self._server.accept()
+                self._open.append(near)
                 far = socket.create_connection((urlsplit(self.target).hostname, urlsplit(self.target).port))
-                self._open += [near, far]
+                self._open.append(far)
                 for source, sink in ((near, far), (far, near)):
                     threading.Thread(target=self._pump, args=(source, sink, sink is near), daemon=True).start()
 
