@@ -226,7 +226,8 @@ def test_tables_of_options_are_complete_and_their_defaults_right(path: Path, kin
     if kind == "names":
         assert {row[0] for row in rows} == attributes(public_object(name))
         return
-    stated = {row[0]: ... if row[1] == "required" else eval(row[1], vars(shardyfusion).copy()) for row in rows}
+    public = {public_name: getattr(shardyfusion, public_name) for public_name in shardyfusion.__all__}
+    stated = {row[0]: ... if row[1] == "required" else eval(row[1], dict(public)) for row in rows}
     assert stated == parameters(public_object(name))
 
 
