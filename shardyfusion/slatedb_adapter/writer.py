@@ -176,7 +176,7 @@ class SlateDbAdapter(ABC):
         """See to it that what SlateDB wrote to this machine's disk stays, if it is that what will be read."""
 
     @abstractmethod
-    def _publish(self) -> Iterator[ShardObject]:
+    def _publish(self) -> tuple[ShardObject, ...]:
         """Make every object of the closed database durable at the target."""
 
     def write_arrow(self, batch: pa.RecordBatch) -> None:
@@ -239,7 +239,7 @@ class SlateDbAdapter(ABC):
             durable = pool.submit(self._make_durable)
             rows = self._count_rows()
             durable.result()
-        objects = tuple(self._publish())
+        objects = self._publish()
         self._sealed = SealedShard(rows=rows, db_bytes=sum(found.size for found in objects), objects=objects)
         return self._sealed
 
@@ -324,20 +324,23 @@ class DirectAdapter(SlateDbAdapter):
             for changed in (*files, *directories):
                 sync_path(changed)
 
-    def _publish(self) -> Iterator[ShardObject]:
-        for name, size in self._stored().items():
-            path = self._read_back(name)
-            yield ShardObject(path=name[len(self._target.directory) + 1 :], size=size, sha256=file_sha256(path))
-            if self._target.address.kind != "file":
-                path.unlink()
+    def _publish(self) -> tuple[ShardObject, ...]:
+        with self._target.checksumming():
+            return tuple(
+                ShardObject(path=name[len(self._target.directory) + 1 :], size=size, sha256=self._stored_sha256(name))
+                for name, size in self._stored().items()
+            )
 
-    def _read_back(self, name: str) -> Path:
+    def _stored_sha256(self, name: str) -> str:
         target = self._target
         if target.address.kind == "file":
-            return target.address.path / name
+            return file_sha256(target.address.path / name)
         path = target.scratch / "read-back"
         target.store.download(name, path)
-        return path
+        try:
+            return file_sha256(path)
+        finally:
+            path.unlink()
 
 
 class LocalAdapter(SlateDbAdapter):
@@ -361,19 +364,26 @@ class LocalAdapter(SlateDbAdapter):
     def _make_durable(self) -> None:
         """Nothing: the store does that with what it is given."""
 
-    def _publish(self) -> Iterator[ShardObject]:
+    def _publish(self) -> tuple[ShardObject, ...]:
         target = self._target
-        expected: dict[str, int] = {}
-        for path in sorted(found for found in self._root.rglob("*") if found.is_file()):
-            inner = path.relative_to(self._root).as_posix()
-            name = f"{target.directory}/{inner}"
-            expected[name] = path.stat().st_size
-            target.store.upload(name, path, content_type=BINARY_TYPE)
-            yield ShardObject(path=inner, size=expected[name], sha256=file_sha256(path))
-        stored = self._stored()
+        with target.checksumming():
+            objects = tuple(
+                ShardObject(
+                    path=path.relative_to(self._root).as_posix(), size=path.stat().st_size, sha256=file_sha256(path)
+                )
+                for path in sorted(self._root.rglob("*"))
+                if path.is_file()
+            )
+        expected = {f"{target.directory}/{found.path}": found.size for found in objects}
+        with target.uploading():
+            for found in objects:
+                name = f"{target.directory}/{found.path}"
+                target.store.upload(name, self._root / found.path, content_type=BINARY_TYPE)
+            stored = self._stored()
         if stored != expected:
             differing = sorted(name for name, _ in stored.items() ^ expected.items())
             raise ShardWriteError(f"{self._bridge.url} does not hold what was uploaded", objects=differing)
+        return objects
 
 
 def _lengths(column: pa.LargeBinaryArray) -> tuple[int, int]:
