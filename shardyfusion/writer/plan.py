@@ -7,7 +7,7 @@ import json
 import os
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from shardyfusion.config import ColumnWriteInput, WriteConfig
 from shardyfusion.errors import ConfigValidationError
 from shardyfusion.layout import attempt_directory, run_directory
 from shardyfusion.limits import RateLimits
-from shardyfusion.manifest import ShardingSpec
 from shardyfusion.retry import RetryConfig
 from shardyfusion.routing import Router
 from shardyfusion.serde import KeyEncoding
@@ -70,58 +69,46 @@ class ShardPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class WritePlan:
-    """The whole of one execution. `token` is unique to it, so that no scheduler takes its tasks for another's.
+    """The whole of one execution.
 
-    `seals` are what earlier executions of the run id have sealed, by shard; each shard task is given its own.
+    `seals` are what earlier executions of the run id have sealed, by shard; each shard task is given its own. `token`
+    is unique to the execution, so that no scheduler takes its tasks for another's.
     """
 
-    token: str
-    sharding: ShardingSpec
     encode: EncodePlan
     shard: ShardPlan
     seals: Mapping[int, Sequence[Seal]]
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
-def make_plan(
-    config: WriteConfig,
-    input: ColumnWriteInput,
-    router: Router,
-    sharding: ShardingSpec,
-    *,
-    run_id: str,
-    request: str,
-    start: BuildStart,
-    seals: Mapping[int, Sequence[Seal]],
-    verify_routing: bool,
-    with_ordinal: bool,
-) -> WritePlan:
-    return WritePlan(
-        token=uuid.uuid4().hex,
-        sharding=sharding,
-        encode=EncodePlan(
-            input=input,
-            key_encoding=config.key_encoding,
-            router=router,
-            min_key_bytes=config.adapter_factory.min_key_bytes,
-            max_key_bytes=config.adapter_factory.max_key_bytes,
-            verify_routing=verify_routing,
-            with_ordinal=with_ordinal,
-        ),
-        shard=ShardPlan(
-            run_id=run_id,
-            start=start,
-            address=config.address(),
-            adapter_factory=config.adapter_factory,
-            run_dir=run_directory(config.output.shard_prefix, run_id),
-            db_path_template=config.output.db_path_template,
-            request=request,
-            key_encoding=config.key_encoding,
-            on_duplicate_key=config.on_duplicate_key,
-            retry=config.shard_retry,
-            limits=config.rate_limits,
-            local_root=config.local_root,
-        ),
-        seals=seals,
+def encode_plan(
+    config: WriteConfig, input: ColumnWriteInput, router: Router, *, verify_routing: bool, with_ordinal: bool
+) -> EncodePlan:
+    return EncodePlan(
+        input=input,
+        key_encoding=config.key_encoding,
+        router=router,
+        min_key_bytes=config.adapter_factory.min_key_bytes,
+        max_key_bytes=config.adapter_factory.max_key_bytes,
+        verify_routing=verify_routing,
+        with_ordinal=with_ordinal,
+    )
+
+
+def shard_plan(config: WriteConfig, *, run_id: str, request: str, start: BuildStart) -> ShardPlan:
+    return ShardPlan(
+        run_id=run_id,
+        start=start,
+        address=config.address(),
+        adapter_factory=config.adapter_factory,
+        run_dir=run_directory(config.output.shard_prefix, run_id),
+        db_path_template=config.output.db_path_template,
+        request=request,
+        key_encoding=config.key_encoding,
+        on_duplicate_key=config.on_duplicate_key,
+        retry=config.shard_retry,
+        limits=config.rate_limits,
+        local_root=config.local_root,
     )
 
 

@@ -1,4 +1,4 @@
-"""One shard: gather its rows, sort them, settle duplicates, build and seal it. Runs on workers, knows no Dask."""
+"""One shard: sort its rows, build and seal it. Runs on workers, knows no Dask."""
 
 from __future__ import annotations
 
@@ -7,38 +7,32 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shardyfusion.commits import Patience, create_once
-from shardyfusion.errors import DuplicateKeyError, ShardCoverageError, ShardWriteError, ShardyfusionError
+from shardyfusion.errors import ShardCoverageError, ShardWriteError, ShardyfusionError
 from shardyfusion.layout import JSON_TYPE, SEAL
 from shardyfusion.limits import RateLimiter
 from shardyfusion.retry import call_with_retry
-from shardyfusion.serde.columns import arrow_compute
-from shardyfusion.serde.keys import KeyEncoding, decode_key
 from shardyfusion.serde.row_digest import format_digest
-from shardyfusion.shard_contract import ShardTarget
+from shardyfusion.shard_contract import SealedShard, ShardTarget
 from shardyfusion.stage_clock import StageClock
-from shardyfusion.storage import open_store
-from shardyfusion.type_defs import DuplicatePolicy
+from shardyfusion.storage import ObjectStore, open_store
 from shardyfusion.writer.attempt import ShardAttempt
 from shardyfusion.writer.conservation import RowSum, require_same_rows, row_sum
 from shardyfusion.writer.encode import Tally, as_data
-from shardyfusion.writer.key_order import key_order
 from shardyfusion.writer.plan import ShardPlan
 from shardyfusion.writer.seals import Seal, reusable
+from shardyfusion.writer.sorted_rows import SortedRows, sort_rows
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
     import pyarrow as pa
 
 BATCH_ROWS = 131_072
-_SHOWN_KEYS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,27 +51,6 @@ class ShardResult:
     attempt: ShardAttempt | None = None
     reused: Seal | None = None
     error: ShardyfusionError | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class SortedRows:
-    """The rows of a shard in ascending key order, each key once, and what was dropped to get there.
-
-    `values` are in order of arrival; `order[i]` says where the value of `keys[i]` is, so that they are put in order
-    batch by batch and a shard is not held a third time.
-    """
-
-    keys: pa.LargeBinaryArray
-    values: pa.LargeBinaryArray
-    order: npt.NDArray[np.int64]
-    dropped: RowSum
-
-    def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
-        import pyarrow as pa
-
-        for start in range(0, len(self.keys), rows):
-            values = self.values.take(pa.array(self.order[start : start + rows]))
-            yield pa.record_batch([self.keys[start : start + rows], values], names=["key", "value"])
 
 
 def build_shard(
@@ -102,17 +75,18 @@ def build_shard(
         return _reused(sealed)
     clock, tries = StageClock(), 0
     try:
-        rows = _sorted_rows(pieces, plan, db_id, expected, clock)
+        rows = sort_rows(pieces, plan, db_id, expected, clock)
         if rows is None:
             return ShardResult(db_id=db_id)
         sealed = reusable(seals, expected, dropped=rows.dropped)
         if sealed is not None:
             return _reused(sealed)
+        build = _Build(db_id=db_id, rows=rows, expected=expected, plan=plan, clock=clock, waiting=waiting)
 
         def one_try(number: int) -> ShardAttempt:
             nonlocal tries
             tries = number + 1
-            return _build_attempt(db_id, number, rows, plan, expected, clock, waiting)
+            return build.attempt(number)
 
         attempt = call_with_retry(one_try, plan.retry)
     except MemoryError:
@@ -152,158 +126,91 @@ def _reused(seal: Seal) -> ShardResult:
     return ShardResult(db_id=seal.attempt.db_id, arrived=seal.arrived, attempt=seal.attempt, reused=seal)
 
 
-def _sorted_rows(
-    pieces: Sequence[pa.Table | None], plan: ShardPlan, db_id: int, expected: RowSum, clock: StageClock
-) -> SortedRows | None:
-    """Put the pieces together, sort by key (stable over input order), and settle duplicates."""
-    import pyarrow as pa
+@dataclass(frozen=True, kw_only=True)
+class _Build:
+    """What every try to build a shard begins with."""
 
-    present = [piece for piece in pieces if piece is not None and len(piece)]
-    arrived = sum(map(len, present))
-    if arrived != expected.rows:
-        require_same_rows(db_id, expected, RowSum(arrived))
-    if not present:
-        return None
-    with clock.stage("gather"):
-        table = pa.concat_tables(present).combine_chunks()
-    with clock.stage("sort"):
-        return _sort(table, plan, db_id)
+    db_id: int
+    rows: SortedRows
+    expected: RowSum
+    plan: ShardPlan
+    clock: StageClock
+    waiting: Callable[[], AbstractContextManager[None]]
 
-
-def _sort(table: pa.Table, plan: ShardPlan, db_id: int) -> SortedRows:
-    import pyarrow as pa
-
-    keys, values = table.column("key").chunk(0), table.column("value").chunk(0)
-    arrival = _input_order(table)
-    order = key_order(keys) if arrival is None else arrival[key_order(keys.take(pa.array(arrival)))]
-    sorted_keys = keys.take(pa.array(order))
-    repeats = _repeats(sorted_keys)
-    if repeats is None:
-        return SortedRows(keys=sorted_keys, values=values, order=order, dropped=RowSum())
-    if plan.on_duplicate_key == "fail":
-        raise _duplicate_keys(sorted_keys, repeats, plan.key_encoding, db_id)
-    keep = _keep(repeats, plan.on_duplicate_key)
-    surplus = pa.array(order[~keep])
-    dropped = row_sum(keys.take(surplus), values.take(surplus))
-    return SortedRows(keys=sorted_keys.filter(pa.array(keep)), values=values, order=order[keep], dropped=dropped)
-
-
-def _input_order(table: pa.Table) -> npt.NDArray[np.int64] | None:
-    """Row numbers in input order, where the exchange did not keep it and an ordinal travelled along."""
-    import numpy as np
-
-    if "ordinal" not in table.column_names:
-        return None
-    return np.argsort(table.column("ordinal").chunk(0).to_numpy(), kind="stable")
-
-
-def _repeats(sorted_keys: pa.LargeBinaryArray) -> npt.NDArray[np.bool_] | None:
-    """Which keys equal the one before them, from the second on; None if no two are equal."""
-    repeats = arrow_compute().equal(sorted_keys[1:], sorted_keys[:-1]).to_numpy(zero_copy_only=False)
-    return repeats if repeats.any() else None
-
-
-def _keep(repeats: npt.NDArray[np.bool_], policy: DuplicatePolicy) -> npt.NDArray[np.bool_]:
-    """Which sorted rows stay. Equal keys are neighbours, in input order."""
-    import numpy as np
-
-    edge = np.zeros(1, dtype=bool)
-    return ~np.concatenate([edge, repeats] if policy == "first" else [repeats, edge])
-
-
-def _duplicate_keys(
-    sorted_keys: pa.LargeBinaryArray, repeats: npt.NDArray[np.bool_], encoding: KeyEncoding, db_id: int
-) -> DuplicateKeyError:
-    import pyarrow as pa
-
-    shown = arrow_compute().unique(sorted_keys[1:].filter(pa.array(repeats)))
-    surplus_rows = int(repeats.sum())
-    examples = [_show(encoding, key) for key in shown[:_SHOWN_KEYS].to_pylist()]
-    return DuplicateKeyError(
-        f"duplicate keys in shard {db_id}: {len(shown)} different, {surplus_rows} surplus rows, for example "
-        f"{', '.join(examples)}; make keys unique, or set on_duplicate_key='first' or 'last'",
-        keys=len(shown),
-        surplus_rows=surplus_rows,
-    )
-
-
-def _show(encoding: KeyEncoding, key: bytes) -> str:
-    decoded = decode_key(encoding, key)
-    return repr(key if decoded is None else decoded)
-
-
-def _build_attempt(
-    db_id: int,
-    number: int,
-    rows: SortedRows,
-    plan: ShardPlan,
-    expected: RowSum,
-    clock: StageClock,
-    waiting: Callable[[], AbstractContextManager[None]],
-) -> ShardAttempt:
-    """One execution, in a directory and a scratch of its own; nothing is visible unless it seals."""
-    started = time.perf_counter()
-    store = open_store(plan.address)
-    directory = plan.attempt_dir(db_id, number, uuid.uuid4().hex[:8])
-    limiter = RateLimiter(plan.limits)
-    written = RowSum()
-    with _scratch(plan) as scratch:
-        target = ShardTarget(
-            db_id=db_id,
-            store=store,
-            address=plan.address,
+    def attempt(self, number: int) -> ShardAttempt:
+        """One try, in a directory and a scratch of its own; nothing is visible unless it seals."""
+        started = time.perf_counter()
+        plan, rows = self.plan, self.rows
+        store = open_store(plan.address)
+        directory = plan.attempt_dir(self.db_id, number, uuid.uuid4().hex[:8])
+        limiter = RateLimiter(plan.limits)
+        sealed, digest = self._write(store, directory, limiter)
+        attempt = ShardAttempt(
+            db_id=self.db_id,
+            attempt=number,
             directory=directory,
-            scratch=scratch,
-            clock=clock,
-            waiting=waiting,
+            backend=plan.adapter_factory.backend,
+            rows=sealed.rows,
+            duplicates_dropped=rows.dropped.rows,
+            db_bytes=sealed.db_bytes,
+            objects=sealed.objects,
+            row_digest=format_digest(digest),
+            key_min=rows.keys[0].as_py(),
+            key_max=rows.keys[-1].as_py(),
+            checkpoint_id=uuid.uuid4().hex,
+            seconds=time.perf_counter() - started,
+            waited_seconds=limiter.waited_seconds,
         )
-        with clock.stage("build"), plan.adapter_factory.open(target) as adapter:
-            for batch in rows.batches(BATCH_ROWS):
-                for part in limiter.paced(batch):
-                    adapter.write_arrow(part)
-                with clock.stage("digest"):
-                    written += row_sum(batch.column("key"), batch.column("value"))
-            require_same_rows(db_id, expected, written + rows.dropped)
-            with clock.stage("seal"):
-                sealed = adapter.seal()
-    if sealed.rows != written.rows:
-        raise ShardCoverageError(
-            f"shard {db_id} holds {sealed.rows} rows after sealing, but {written.rows} were written",
-            directory=directory,
+        seal = Seal(
+            run_id=plan.run_id,
+            request=plan.request,
+            start=plan.start,
+            arrived=attempt.kept + rows.dropped,
+            attempt=attempt,
         )
-    attempt = ShardAttempt(
-        db_id=db_id,
-        attempt=number,
-        directory=directory,
-        backend=plan.adapter_factory.backend,
-        rows=sealed.rows,
-        duplicates_dropped=rows.dropped.rows,
-        db_bytes=sealed.db_bytes,
-        objects=sealed.objects,
-        row_digest=format_digest(written.digest),
-        key_min=rows.keys[0].as_py(),
-        key_max=rows.keys[-1].as_py(),
-        checkpoint_id=uuid.uuid4().hex,
-        seconds=time.perf_counter() - started,
-        waited_seconds=limiter.waited_seconds,
-    )
-    seal = Seal(
-        run_id=plan.run_id, request=plan.request, start=plan.start, arrived=attempt.kept + rows.dropped, attempt=attempt
-    )
-    with clock.stage("seal"):
-        create_once(store, f"{directory}/{SEAL}", seal.encode(), content_type=JSON_TYPE, patience=Patience())
-    return attempt
+        with self.clock.stage("seal"):
+            create_once(store, f"{directory}/{SEAL}", seal.encode(), content_type=JSON_TYPE, patience=Patience())
+        return attempt
+
+    def _write(self, store: ObjectStore, directory: str, limiter: RateLimiter) -> tuple[SealedShard, int]:
+        """The database, durable and checked to hold what was expected, and the digest of its rows."""
+        plan, written = self.plan, RowSum()
+        with _scratch(plan.local_root) as scratch:
+            target = ShardTarget(
+                db_id=self.db_id,
+                store=store,
+                address=plan.address,
+                directory=directory,
+                scratch=scratch,
+                clock=self.clock,
+                waiting=self.waiting,
+            )
+            with self.clock.stage("build"), plan.adapter_factory.open(target) as adapter:
+                for batch in self.rows.batches(BATCH_ROWS):
+                    for part in limiter.paced(batch):
+                        adapter.write_arrow(part)
+                    with self.clock.stage("digest"):
+                        written += row_sum(batch.column("key"), batch.column("value"))
+                require_same_rows(self.db_id, self.expected, written + self.rows.dropped)
+                with self.clock.stage("seal"):
+                    sealed = adapter.seal()
+        if sealed.rows != written.rows:
+            raise ShardCoverageError(
+                f"shard {self.db_id} holds {sealed.rows} rows after sealing, but {written.rows} were written",
+                directory=directory,
+            )
+        return sealed, written.digest
 
 
 @contextlib.contextmanager
-def _scratch(plan: ShardPlan) -> Generator[Path]:
+def _scratch(local_root: Path | None) -> Generator[Path]:
     """A private, empty directory that is gone afterwards, whatever happened."""
     try:
-        if plan.local_root is not None:
-            plan.local_root.mkdir(parents=True, exist_ok=True)
-        path = Path(tempfile.mkdtemp(prefix="shardyfusion-", dir=plan.local_root))
+        if local_root is not None:
+            local_root.mkdir(parents=True, exist_ok=True)
+        path = Path(tempfile.mkdtemp(prefix="shardyfusion-", dir=local_root))
     except OSError as exc:
-        raise ShardWriteError(f"no scratch directory could be made in {plan.local_root}: {exc}") from exc
+        raise ShardWriteError(f"no scratch directory could be made in {local_root}: {exc}") from exc
     try:
         yield path
     finally:

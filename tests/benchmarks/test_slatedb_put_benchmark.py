@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
-
 from tests.benchmarks.scripts import column, run_script
 
 
-@pytest.mark.parametrize("scheduler", ["threads", "cluster"])
-def test_small_run_measures_both_kinds_of_calls_at_two_sizes(scheduler: str, tmp_path: Path) -> None:
+def test_small_run_measures_both_kinds_of_calls_at_two_sizes(tmp_path: Path) -> None:
     report = tmp_path / "runs.json"
-    size = ["--rows", 24_000, "--files", 3, "--shards", 2, "--repeat", 1, "--scheduler", scheduler]
+    size = ["--rows", 24_000, "--files", 3, "--shards", 2, "--repeat", 1]
     (results,) = run_script("slatedb_put.py", *size, "--data", tmp_path / "data", "--json", report)
     assert results[0] == ["binding", "scheduler", "rows", "seconds", "rows/s", "peak memory", "times as fast"]
-    kinds = [[kind, scheduler, rows] for rows in ("6,000", "24,000") for kind in ("shipped", "direct")]
+    kinds = [[kind, "cluster", rows] for rows in ("6,000", "24,000") for kind in ("shipped", "direct")]
     assert [row[:3] for row in results[1:]] == kinds
     assert column(results, "times as fast")[::2] == ["1.00", "1.00"]
     runs = json.loads(report.read_text())

@@ -40,7 +40,7 @@ from shardyfusion.writer.outcome import (
     manifest_of,
     select_winners,
 )
-from shardyfusion.writer.plan import make_plan, request_fingerprint
+from shardyfusion.writer.plan import WritePlan, encode_plan, request_fingerprint, shard_plan
 from shardyfusion.writer.publish import publish_errors, publish_snapshot, sweep_losers
 from shardyfusion.writer.result import BuildResult, WriteSeconds
 from shardyfusion.writer.seals import Seal, find_seals, unsealed_shards
@@ -217,17 +217,16 @@ class _Write:
             exchange = choose_exchange(
                 self._options.shuffle, self._ddf.npartitions, router.num_dbs, self._config.local_root
             )
-            plan = make_plan(
-                self._config,
-                self._input,
-                router,
-                sharding,
-                run_id=run.run_id,
-                request=run.request,
-                start=run.start,
+            plan = WritePlan(
+                encode=encode_plan(
+                    self._config,
+                    self._input,
+                    router,
+                    verify_routing=self._options.verify_routing,
+                    with_ordinal=exchange in ("p2p", "tasks") and self._config.on_duplicate_key != "fail",
+                ),
+                shard=shard_plan(self._config, run_id=run.run_id, request=run.request, start=run.start),
                 seals=self._find_seals(run),
-                verify_routing=self._options.verify_routing,
-                with_ordinal=exchange in ("p2p", "tasks") and self._config.on_duplicate_key != "fail",
             )
         with self._timed("build"), self._naming_what_is_missing(run, router.num_dbs):
             tally, results = compute_write(
