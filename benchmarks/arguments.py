@@ -29,7 +29,8 @@ def add_run(to: argparse.ArgumentParser, *, repeat: int = 5, schedulers: bool = 
 
 
 def add_places(to: argparse.ArgumentParser) -> None:
-    to.add_argument("--data", type=_directory, default=Path(tempfile.gettempdir()) / "shardyfusion-benchmark",
+    # As text, argparse gives it to _directory like one that was asked for.
+    to.add_argument("--data", type=_directory, default=str(Path(tempfile.gettempdir()) / "shardyfusion-benchmark"),
                     help="where input is kept and output is written (default: %(default)s)")  # fmt: skip
     to.add_argument("--json", type=Path, metavar="FILE", help="also write every single run to FILE")
 
