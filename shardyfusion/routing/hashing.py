@@ -66,9 +66,9 @@ class HashRouter:
 
         kind = keys.type
         if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
-            return _modulo(_integer_digests(_as_int64(keys)), self.num_dbs)
+            return _modulo(integer_digests(_as_int64(keys)), self.num_dbs)
         if pa.types.is_large_binary(kind) or pa.types.is_large_string(kind):
-            return _modulo(_bytes_digests(keys), self.num_dbs)
+            return _modulo(bytes_digests(keys), self.num_dbs)
         if pa.types.is_null(kind) and not len(keys):
             return np.zeros(0, dtype=np.int64)
         raise ConfigValidationError(
@@ -85,7 +85,7 @@ def _as_int64(keys: pa.Array) -> npt.NDArray[np.int64]:
     return numbers.astype(np.int64, copy=False)
 
 
-def _integer_digests(keys: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+def integer_digests(keys: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
     """XXH3-64 with seed 0 of 8-byte inputs, which is a closed formula."""
     import numpy as np
 
@@ -119,7 +119,7 @@ def _rotate(x: npt.NDArray[np.uint64], bits: int, out: npt.NDArray[np.uint64], s
     out |= spare
 
 
-def _bytes_digests(keys: pa.Array) -> npt.NDArray[np.uint64]:
+def bytes_digests(keys: pa.Array) -> npt.NDArray[np.uint64]:
     import numpy as np
     import pyarrow as pa
     import xxhash
