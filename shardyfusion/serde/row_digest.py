@@ -20,7 +20,7 @@ MASK = 2**64 - 1
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _KEY_FACTOR = 0xD6E8FEB86659FD93
-_CHUNK_ROWS = 1 << 14
+_CHUNK_ROWS = 1 << 13
 _CHUNK_BYTES = 1 << 20  # small enough to stay in the processor's cache
 _BLOCK_WORDS = 1 << 16  # longer byte strings are summed in blocks of so many words
 
@@ -128,10 +128,12 @@ def _bytes_hashes(array: pa.LargeBinaryArray) -> npt.NDArray[np.uint64]:
     offsets = np.frombuffer(offsets_buffer, dtype=np.int64)[array.offset : array.offset + rows + 1]
     data = np.frombuffer(data_buffer or b"", dtype=np.uint8)
     lengths = np.diff(offsets)
-    hashes = (lengths.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
     if lengths.min() == lengths.max():
-        _add_equal_lengths(hashes, data[offsets[0] : offsets[-1]], int(lengths[0]))
+        length = int(lengths[0])
+        hashes = np.full(rows, (length + 1) * _GOLDEN & MASK, dtype=np.uint64)
+        _add_equal_lengths(hashes, data[offsets[0] : offsets[-1]], length)
     else:
+        hashes = (lengths.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
         for start, stop in _chunks(offsets):
             part = data[offsets[start] : offsets[stop]]
             _add_any_lengths(hashes[start:stop], part, offsets[start:stop] - offsets[start], lengths[start:stop])
@@ -147,7 +149,7 @@ def _chunks(offsets: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
     start, rows = 0, len(offsets) - 1
     while start < rows:
         full = int(np.searchsorted(offsets, offsets[start] + _CHUNK_BYTES, side="right")) - 1
-        stop = max(start + 1, min(full, start + 4 * _CHUNK_ROWS, rows))
+        stop = max(start + 1, min(full, start + 8 * _CHUNK_ROWS, rows))
         yield start, stop
         start = stop
 
@@ -163,11 +165,12 @@ def _add_equal_lengths(sums: npt.NDArray[np.uint64], data: npt.NDArray[np.uint8]
     words = -(-length // 8)
     step = max(1, min(_CHUNK_ROWS, _CHUNK_BYTES // max(1, 8 * words)))
     padded = np.zeros((min(step, len(sums)), 8 * words), dtype=np.uint8)
+    spare = np.empty((len(padded), words), dtype=np.uint64)  # where workers give memory back at once, a new one is slow
     for start in range(0, len(sums) if words else 0, step):
         stop = min(start + step, len(sums))
         rows = padded[: stop - start]
         rows[:, :length] = data[start * length : stop * length].reshape(stop - start, length)
-        sums[start:stop] += _word_sums(rows.view("<u8"), _factors(0, words))
+        sums[start:stop] += _word_sums(rows.view("<u8"), _factors(0, words), spare[: stop - start])
 
 
 def _add_any_lengths(
@@ -214,10 +217,12 @@ def _long_sum(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
     return total
 
 
-def _word_sums(words: npt.NDArray[np.uint64], factors: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Per row, the sum of (w ^ w >> 29) * factor modulo 2^64."""
+def _word_sums(
+    words: npt.NDArray[np.uint64], factors: npt.NDArray[np.uint64], spare: npt.NDArray[np.uint64] | None = None
+) -> npt.NDArray[np.uint64]:
+    """Per row, the sum of (w ^ w >> 29) * factor modulo 2^64. `spare` is room for as many words."""
     import numpy as np
 
-    folded = np.right_shift(words, np.uint64(29))
+    folded = np.right_shift(words, np.uint64(29), out=spare)
     folded ^= words
     return np.dot(folded, factors)
