@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 __all__ = ["ResolvedS3", "S3Store", "resolve_s3"]
 
-MULTIPART_BYTES = 8 * 1024 * 1024
+MULTIPART_BYTES = 16 * 1024 * 1024
 """Uploads of this size and above go in parts; so do downloads."""
 
 _TRANSFER_THREADS = 4

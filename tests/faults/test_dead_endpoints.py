@@ -143,8 +143,8 @@ def test_every_call_of_a_store_ends(
     dead: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And says where; of what drips also how long it had."""
-    monkeypatch.setattr(s3_deadline, "SLOWEST_BYTES_PER_SECOND", 4 * MIB)  # or the first MiB of a file has 16 seconds
-    (tmp_path / "big").write_bytes(bytes(9 * MIB))
+    monkeypatch.setattr(s3_deadline, "SLOWEST_BYTES_PER_SECOND", 8 * MIB)  # or the first MiB of a file has 16 seconds
+    (tmp_path / "big").write_bytes(bytes(17 * MIB))
     store = open_store(StoreAddress.parse("s3://bucket/snap", options=options(dead, max_attempts=2)))
     calls = calls_of(store, tmp_path, tmp_path / "big")
     drips = "dripping" in request.node.callspec.id

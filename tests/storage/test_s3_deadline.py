@@ -341,7 +341,7 @@ def test_a_child_forked_while_a_call_hangs(drips: DrippingServer, s3_prefix: str
     with pytest.raises(StoreUnavailableError):
         far.get("a")
     assert threads()
-    (tmp_path / "file").write_bytes(bytes(9 * MIB))
+    (tmp_path / "file").write_bytes(bytes(17 * MIB))
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -356,7 +356,7 @@ def test_a_child_forked_while_a_call_hangs(drips: DrippingServer, s3_prefix: str
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert (tmp_path / "copy").read_bytes() == bytes(9 * MIB)
+    assert (tmp_path / "copy").read_bytes() == bytes(17 * MIB)
 
 
 # -- the threads of a transfer ----------------------------------------------------------------------------------------
