@@ -198,8 +198,19 @@ class SqliteAdapter:
             raise ShardWriteError(problem, db_id=self._target.db_id) from exc
 
 
+_empty: dict[int, bytes] = {}
+"""By page size, what SQLite has made of the empty table: it makes it once in each process."""
+
+
 def _create(path: Path, page_size: int) -> None:
-    """Let SQLite make a database with the empty table."""
+    """A database with the empty table."""
+    if page_size not in _empty:
+        _let_sqlite_create(path, page_size)
+        _empty[page_size] = path.read_bytes()
+    path.write_bytes(_empty[page_size])
+
+
+def _let_sqlite_create(path: Path, page_size: int) -> None:
     import apsw
 
     connection = apsw.Connection(str(path))

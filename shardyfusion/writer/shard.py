@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,13 +60,13 @@ def build_shard(
     pieces: Sequence[pa.Table | None],
     plan: ShardPlan,
     seals: Sequence[Seal] = (),
-    waiting: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    waiting: Callable[[int], AbstractContextManager[None]] = contextlib.nullcontext,
 ) -> ShardResult:
     """Build one shard from its pieces, in partition order, unless one of `seals` is already what would be built.
 
     What must not be repeated (rows lost, a duplicate key, a bug) comes back as `error`; what may pass with time
-    is tried again here by `plan.retry` and then raised, for the scheduler's own retries. `waiting` is entered while a
-    finished shard is on its way to the store.
+    is tried again here by `plan.retry` and then raised, for the scheduler's own retries. `waiting` is entered, with the
+    bytes that are held, while a finished shard is on its way to the store.
     """
     if tally.error is not None:
         return ShardResult(db_id=db_id)
@@ -135,7 +136,7 @@ class _Build:
     expected: RowSum
     plan: ShardPlan
     clock: StageClock
-    waiting: Callable[[], AbstractContextManager[None]]
+    waiting: Callable[[int], AbstractContextManager[None]]
 
     def attempt(self, number: int) -> ShardAttempt:
         """One try, in a directory and a scratch of its own; nothing is visible unless it seals."""
@@ -183,7 +184,7 @@ class _Build:
                 directory=directory,
                 scratch=scratch,
                 clock=self.clock,
-                waiting=self.waiting,
+                waiting=partial(self.waiting, self.rows.nbytes),
             )
             with self.clock.stage("build"), plan.adapter_factory.open(target) as adapter:
                 for batch in self.rows.batches(BATCH_ROWS):

@@ -36,6 +36,10 @@ class SortedRows:
     order: npt.NDArray[np.int64]
     dropped: RowSum
 
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
     def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
         import pyarrow as pa
 

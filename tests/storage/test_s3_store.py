@@ -242,7 +242,7 @@ def test_a_forked_child_makes_its_own_client(s3: str, s3_prefix: str) -> None:
 
 def test_big_uploads_are_multipart_and_keep_their_content_type(s3_prefix: str, s3_client: Any, tmp_path: Path) -> None:
     store = S3Store(StoreAddress.parse(s3_prefix))
-    (tmp_path / "big").write_bytes(bytes(20 * 1024 * 1024))
+    (tmp_path / "big").write_bytes(bytes(40 * 1024 * 1024))
     (tmp_path / "small").write_bytes(bytes(1024))
     for name in ("big", "small"):
         store.upload(name, tmp_path / name, content_type="application/x-sqlite3")

@@ -1,4 +1,4 @@
-"""While one shard is on its way to the store, its worker builds the next one; not more than one is on its way beside."""
+"""While shards are on their way to the store, their worker builds the next one; what is on its way beside is bounded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from shardyfusion import (
 from shardyfusion.errors import StoreUnavailableError
 from shardyfusion.storage.opening import wrapping_stores
 from shardyfusion.testing import FaultStore, StoreCall
-from shardyfusion.writer.dask import write_hash_sharded
+from shardyfusion.writer.dask import overlap, write_hash_sharded
 from tests.writer.frames import contents, make_rows, parquet_frame
 
 PAYLOAD = ColumnWriteInput("id", ValueSpec.binary_col("payload"))
@@ -70,7 +70,19 @@ def config(tmp_path: Path) -> HashShardedWriteConfig:
     )
 
 
-def test_a_worker_of_one_thread_builds_while_it_uploads(one_worker: Client, config: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("shards", "bytes_", "most"), [(2, 2**20, 3), (SHARDS, 1, 2)])
+def test_a_worker_of_one_thread_builds_while_it_uploads(
+    one_worker: Client,
+    config: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    shards: int,
+    bytes_: int,
+    most: int,
+) -> None:
+    """So many on their way beside, and one that keeps its place; what is too large for the rest goes alone."""
+    monkeypatch.setattr(overlap, "MOST_SHARDS", shards)
+    monkeypatch.setattr(overlap, "MOST_BYTES", bytes_)
     uploads: list[str] = []
     overlapped: list[bool] = []
 
@@ -93,7 +105,7 @@ def test_a_worker_of_one_thread_builds_while_it_uploads(one_worker: Client, conf
     with wrapping_stores(lambda store: FaultStore(store, before=before, after=after)):
         write_hash_sharded(frame, config, PAYLOAD)
     assert overlapped == [True], "the second shard was begun while the first one was being uploaded"
-    assert Building.most_uploading <= 2
+    assert Building.most_uploading <= most
     assert len(contents(config.s3_prefix)) == len(ROWS)
 
 

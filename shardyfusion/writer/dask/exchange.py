@@ -22,9 +22,9 @@ from shardyfusion.errors import ConfigValidationError, ShardWriteError
 
 SchedulerKind = Literal["synchronous", "threads", "processes", "distributed", "other"]
 
-DIRECT_TASKS: dict[SchedulerKind, int] = {"synchronous": 20_000, "threads": 20_000, "distributed": 2_000}
-"""Partitions x shards up to which `shuffle="auto"` sends every piece by a task of its own. Beyond it the tasks cost
-more than the rows; between processes that are no cluster, every piece would pass through this one."""
+DIRECT_TASKS: dict[SchedulerKind, int] = {"synchronous": 20_000, "threads": 20_000, "distributed": 256}
+"""Partitions x shards up to which `shuffle="auto"` sends every piece by a task of its own. Beyond it files are as fast
+or faster, and workers hold no rows; between processes that are no cluster, every piece would pass through this one."""
 
 FAR_DIRECT_TASKS = 20_000
 """The same for a cluster whose workers share no disk."""

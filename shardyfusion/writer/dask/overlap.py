@@ -8,20 +8,44 @@ from contextlib import contextmanager, suppress
 
 from distributed import secede
 
-_beside = threading.BoundedSemaphore(1)
-"""One upload per process goes on beside its tasks. The next one keeps its task's place, so that no more than one shard
-per process is held in memory beyond those that are being built."""
+MOST_BYTES = 64 * 1024 * 1024
+"""Of shards that one process may have on their way beside its tasks; one larger than that goes alone."""
 
+MOST_SHARDS = 16
+
+
+class Room:
+    """What goes on beside the tasks of a process. For what does not fit in, a task keeps its place, so that no more
+    than `MOST_BYTES`, or one shard, is held in memory beyond the shards that are being built."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sizes: list[int] = []
+
+    def enter(self, size: int) -> bool:
+        with self._lock:
+            if self._sizes and (len(self._sizes) >= MOST_SHARDS or sum(self._sizes) + size > MOST_BYTES):
+                return False
+            self._sizes.append(size)
+            return True
+
+    def leave(self, size: int) -> None:
+        with self._lock:
+            self._sizes.remove(size)
+
+
+_room = Room()
 _left = threading.local()
 
 
 @contextmanager
-def beside_other_tasks() -> Generator[None]:
-    """On a distributed worker, give the place of this task to another one; elsewhere nothing happens.
+def beside_other_tasks(size: int) -> Generator[None]:
+    """On a distributed worker, give the place of this task, which holds so many bytes, to another one; elsewhere
+    nothing happens.
 
     The place is not taken back: what is left to do after an upload is little.
     """
-    if not _beside.acquire(blocking=False):
+    if not _room.enter(size):
         yield
         return
     try:
@@ -31,4 +55,4 @@ def beside_other_tasks() -> Generator[None]:
                 _left.its_pool = True
         yield
     finally:
-        _beside.release()
+        _room.leave(size)
