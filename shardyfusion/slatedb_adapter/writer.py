@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import shutil
 from abc import ABC, abstractmethod
-from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -25,6 +23,7 @@ from shardyfusion.shard_contract import SealedShard, ShardTarget
 from shardyfusion.slatedb_adapter.bridge import Bridge
 from shardyfusion.slatedb_adapter.direct_calls import MAX_LOWERED_BYTES, direct_calls
 from shardyfusion.slatedb_adapter.reader import OpenDatabase
+from shardyfusion.slatedb_adapter.rows import BATCH_BYTES, BATCH_ROWS, chunked, extreme_lengths, large_binary
 from shardyfusion.slatedb_adapter.settings import (
     MAX_KEY_BYTES,
     Place,
@@ -45,8 +44,6 @@ if TYPE_CHECKING:
     from slatedb.uniffi import Db
 
 _EXTRA = "writer-dask-slatedb"
-_BATCH_ROWS = 4096
-_BATCH_BYTES = 8 * 1024 * 1024
 _ABORT_SECONDS = 10.0
 _COUNT_CACHE_BYTES = 16 * 1024 * 1024
 
@@ -181,7 +178,7 @@ class SlateDbAdapter(ABC):
 
     def write_arrow(self, batch: pa.RecordBatch) -> None:
         row_bytes = batch.nbytes // max(batch.num_rows, 1) + 1
-        rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // row_bytes))
+        rows = max(1, min(BATCH_ROWS, BATCH_BYTES // row_bytes))
         self._check_lengths(batch.column("key"), batch.column("value"))
         for start in range(0, batch.num_rows, rows):
             part = batch.slice(start, rows)
@@ -189,8 +186,8 @@ class SlateDbAdapter(ABC):
             self._payload_bytes += part.nbytes
 
     def write_batch(self, pairs: Iterable[tuple[bytes, bytes]]) -> None:
-        for chunk, held in _chunks(pairs):
-            keys, values = _large_binary([key for key, _ in chunk]), _large_binary([value for _, value in chunk])
+        for chunk, held in chunked(pairs):
+            keys, values = large_binary([key for key, _ in chunk]), large_binary([value for _, value in chunk])
             self._check_lengths(keys, values)
             self._put(keys, values)
             self._payload_bytes += held
@@ -198,8 +195,8 @@ class SlateDbAdapter(ABC):
     def _check_lengths(self, keys: pa.LargeBinaryArray, values: pa.LargeBinaryArray) -> None:
         if not len(keys):
             return
-        shortest, longest = _lengths(keys)
-        largest = _lengths(values)[1]
+        shortest, longest = extreme_lengths(keys)
+        largest = extreme_lengths(values)[1]
         # SlateDB 0.17 takes a longer key without a word, and then does not find it.
         if shortest < 1 or longest > MAX_KEY_BYTES:
             raise InputDataError(
@@ -384,34 +381,3 @@ class LocalAdapter(SlateDbAdapter):
             differing = sorted(name for name, _ in stored.items() ^ expected.items())
             raise ShardWriteError(f"{self._bridge.url} does not hold what was uploaded", objects=differing)
         return objects
-
-
-def _lengths(column: pa.LargeBinaryArray) -> tuple[int, int]:
-    """Of the shortest and the longest element of a column that has some."""
-    import pyarrow.compute as pc
-
-    extremes = pc.call_function("min_max", [pc.call_function("binary_length", [column])])
-    return extremes["min"].as_py(), extremes["max"].as_py()
-
-
-def _large_binary(elements: list[bytes]) -> pa.LargeBinaryArray:
-    """Byte strings and nothing else as a column: pyarrow alone would take text and None as well."""
-    import pyarrow as pa
-
-    offsets = array("q", accumulate(map(len, elements), initial=0))
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(elements))]
-    return pa.Array.from_buffers(pa.large_binary(), len(elements), buffers)
-
-
-def _chunks(pairs: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[list[tuple[bytes, bytes]], int]]:
-    """Pairs in lists of bounded size, each with its bytes."""
-    chunk: list[tuple[bytes, bytes]] = []
-    held = 0
-    for pair in pairs:
-        chunk.append(pair)
-        held += len(pair[0]) + len(pair[1])
-        if len(chunk) >= _BATCH_ROWS or held >= _BATCH_BYTES:
-            yield chunk, held
-            chunk, held = [], 0
-    if chunk:
-        yield chunk, held

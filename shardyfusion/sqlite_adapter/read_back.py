@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import apsw
     import pyarrow as pa
 
-_FROM_A_BATCH = 16
+_FROM_A_BATCH = 64
 _AT_MOST = 2_048
 _LONGEST_KEY = 4_096  # longer ones are not remembered
 

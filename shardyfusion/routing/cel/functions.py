@@ -38,13 +38,13 @@ _FIXED = range(-4, 6)
 """Decimal exponents that are written without an exponent."""
 
 
-def as_int(value: int) -> int:
+def checked_int(value: int) -> int:
     if not -(2**63) <= value < 2**63:
         raise EvaluationError("integer overflow")
     return value
 
 
-def as_uint(value: int) -> int:
+def checked_uint(value: int) -> int:
     if not 0 <= value < 2**64:
         raise EvaluationError("unsigned integer overflow")
     return value
@@ -55,14 +55,14 @@ def _within(bounds: Callable[[int], int], function: Callable[..., int]) -> Calla
 
 
 def _negated_int(value: int) -> int:
-    return as_int(-value)
+    return checked_int(-value)
 
 
 def truncated_quotient(a: int, b: int) -> int:
     if b == 0:
         raise EvaluationError("divide by zero")
     quotient = abs(a) // abs(b)
-    return as_int(quotient if (a < 0) == (b < 0) else -quotient)
+    return checked_int(quotient if (a < 0) == (b < 0) else -quotient)
 
 
 def truncated_remainder(a: int, b: int) -> int:
@@ -229,15 +229,15 @@ FUNCTIONS: Mapping[tuple[str, str], Callable[..., Any]] = {
     ("_*_", "double"): operator.mul,
     ("_/_", "double"): divided,
     ("-_", "double"): operator.neg,
-    ("_+_", "int"): _within(as_int, operator.add),
-    ("_-_", "int"): _within(as_int, operator.sub),
-    ("_*_", "int"): _within(as_int, operator.mul),
+    ("_+_", "int"): _within(checked_int, operator.add),
+    ("_-_", "int"): _within(checked_int, operator.sub),
+    ("_*_", "int"): _within(checked_int, operator.mul),
     ("_/_", "int"): truncated_quotient,
     ("_%_", "int"): truncated_remainder,
     ("-_", "int"): _negated_int,
-    ("_+_", "uint"): _within(as_uint, operator.add),
-    ("_-_", "uint"): _within(as_uint, operator.sub),
-    ("_*_", "uint"): _within(as_uint, operator.mul),
+    ("_+_", "uint"): _within(checked_uint, operator.add),
+    ("_-_", "uint"): _within(checked_uint, operator.sub),
+    ("_*_", "uint"): _within(checked_uint, operator.mul),
     ("_/_", "uint"): unsigned_quotient,
     ("_%_", "uint"): unsigned_remainder,
     ("!_", "bool"): operator.not_,
