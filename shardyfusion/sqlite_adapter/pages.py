@@ -38,13 +38,12 @@ class PageWriter:
         self._last_key: bytes | None = None
 
     @staticmethod
-    def can_continue(path: Path, page_size: int) -> bool:
-        """Whether a file holds what SQLite makes of an empty table without rowids, and nothing more.
+    def can_continue(content: bytes, page_size: int) -> bool:
+        """Whether the content of a file is what SQLite makes of an empty table without rowids, and nothing more.
 
         SQLite can be built or loaded with extensions so that it reserves bytes of every page, or keeps pages of its
         own in between.
         """
-        content = path.read_bytes()
         header, root = content[:100], content[page_size:]
         return (
             len(content) == _ROOT * page_size

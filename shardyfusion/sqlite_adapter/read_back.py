@@ -44,28 +44,28 @@ class RowSample:
             self._rows = self._rows[::2]
             self._every *= 2
 
-    def not_in(self, path: Path) -> bytes | None:
-        """The key of a row that SQLite does not find in the file as it was written; None if all are there."""
-        with _opened(path) as connection:
-            for key, digest in self._rows:
-                row = connection.execute("SELECT v FROM kv WHERE k = ?", (key,)).fetchone()
-                if row is None or not isinstance(row[0], bytes) or xxhash.xxh3_64_intdigest(row[0]) != digest:
-                    return key
+    def not_in(self, database: apsw.Connection) -> bytes | None:
+        """The key of a row that SQLite does not find as it was written; None if all are there."""
+        for key, digest in self._rows:
+            row = database.execute("SELECT v FROM kv WHERE k = ?", (key,)).fetchone()
+            if row is None or not isinstance(row[0], bytes) or xxhash.xxh3_64_intdigest(row[0]) != digest:
+                return key
         return None
 
 
-def count_rows(path: Path) -> int:
-    with _opened(path) as connection:
-        return int(connection.execute("SELECT count(*) FROM kv").get)
+def count_rows(database: apsw.Connection) -> int:
+    return int(database.execute("SELECT count(*) FROM kv").get)
 
 
 @contextmanager
-def _opened(path: Path) -> Generator[apsw.Connection]:
+def opened(path: Path) -> Generator[apsw.Connection]:
+    """A finished file, to read from."""
     import apsw
 
     connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READONLY)
     try:
         connection.pragma("mmap_size", path.stat().st_size)  # several times as fast as reading page by page
+        connection.execute("BEGIN")  # else every query locks the file anew
         yield connection
     finally:
         connection.close()

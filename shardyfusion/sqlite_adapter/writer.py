@@ -21,11 +21,12 @@ from shardyfusion.shard_contract import SealedShard, ShardTarget
 from shardyfusion.sqlite_adapter.cells import RecordTooLongError
 from shardyfusion.sqlite_adapter.inserts import UNSAFE_PRAGMAS, InsertWriter
 from shardyfusion.sqlite_adapter.pages import PageWriter
-from shardyfusion.sqlite_adapter.read_back import RowSample, count_rows
+from shardyfusion.sqlite_adapter.read_back import RowSample, count_rows, opened
 from shardyfusion.storage import StoreAddress
 from shardyfusion.type_defs import BackendName, require
 
 if TYPE_CHECKING:
+    import apsw
     import pyarrow as pa
 
 _EXTRA = "writer-dask-sqlite"
@@ -89,8 +90,7 @@ class SqliteAdapter:
         self._inserts: InsertWriter | None = None
         self._sample = RowSample()
         with self._translated("create"):
-            _create(self._path, page_size)
-            if PageWriter.can_continue(self._path, page_size):
+            if PageWriter.can_continue(_create(self._path, page_size), page_size):
                 self._pages = PageWriter(self._path, page_size)
             else:
                 self._inserts = InsertWriter(self._path)
@@ -114,7 +114,9 @@ class SqliteAdapter:
             else:
                 self._inserts.finish()
                 self._inserts = None
-            rows = count_rows(self._path)
+            with opened(self._path) as database:
+                self._look_for_sample(database)
+                rows = count_rows(database)
         size = self._path.stat().st_size
         with self._target.checksumming():
             sha256 = file_sha256(self._path)
@@ -160,18 +162,23 @@ class SqliteAdapter:
         """SQLite takes over what there is, for good."""
         if self._inserts is None:
             self._finish_pages()
+            with opened(self._path) as database:
+                self._look_for_sample(database)
+            self._sample = RowSample()  # from now on rows may be replaced
             self._inserts = InsertWriter(self._path)
         return self._inserts
 
     def _finish_pages(self) -> None:
-        """Complete the file, and let SQLite look for some of the rows that it did not write itself."""
         if self._pages is None:
             raise ShardWriteError(f"the writer of {self._url} is closed", db_id=self._target.db_id)
         try:
             self._pages.finish()
         finally:
             self.close()
-        key = self._sample.not_in(self._path)
+
+    def _look_for_sample(self, database: apsw.Connection) -> None:
+        """Let SQLite look for some of the rows that it did not write itself."""
+        key = self._sample.not_in(database)
         if key is not None:
             raise ShardCoverageError(
                 f"{self._path} for {self._url} does not hold the row of the key {key[:64].hex()} (hex) as it was "
@@ -202,12 +209,13 @@ _empty: dict[int, bytes] = {}
 """By page size, what SQLite has made of the empty table: it makes it once in each process."""
 
 
-def _create(path: Path, page_size: int) -> None:
-    """A database with the empty table."""
+def _create(path: Path, page_size: int) -> bytes:
+    """A database with the empty table; returns what is in its file."""
     if page_size not in _empty:
         _let_sqlite_create(path, page_size)
         _empty[page_size] = path.read_bytes()
     path.write_bytes(_empty[page_size])
+    return _empty[page_size]
 
 
 def _let_sqlite_create(path: Path, page_size: int) -> None:

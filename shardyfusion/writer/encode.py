@@ -79,6 +79,11 @@ class EncodedPartition:
     rows: pa.Table | None
     ends: Integers
 
+    def piece(self, db_id: int) -> pa.Table | None:
+        """The rows of one shard, which share their bytes with the others."""
+        start, end = int(self.ends[db_id - 1]) if db_id else 0, int(self.ends[db_id])
+        return None if self.rows is None or start == end else self.rows.slice(start, end - start)
+
 
 @dataclass(frozen=True, kw_only=True)
 class SplitPartition:

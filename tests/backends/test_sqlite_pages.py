@@ -42,8 +42,7 @@ def make_batch(pairs: Pairs) -> pa.RecordBatch:
 
 def write_pages(path: Path, pairs: Pairs, *, page_size: int = 4096, cuts: list[int] = ()) -> int:
     """Write sorted rows in batches that are cut anywhere. Returns the number of levels of the tree."""
-    writer._create(path, page_size)
-    assert PageWriter.can_continue(path, page_size)
+    assert PageWriter.can_continue(writer._create(path, page_size), page_size)
     page_writer, batch = PageWriter(path, page_size), make_batch(pairs)
     for start, stop in itertools.pairwise([0, *sorted(cuts), len(pairs)]):
         assert page_writer.append(batch.slice(start, max(0, stop - start)))
@@ -503,17 +502,16 @@ def test_pages_that_sqlite_would_lay_out_otherwise_are_left_to_it(
 
 def test_reserved_bytes_are_noticed(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
-    writer._create(path, 4096)
-    assert PageWriter.can_continue(path, 4096)
-    assert not PageWriter.can_continue(path, 8192)
+    empty = writer._create(path, 4096)
+    assert empty == path.read_bytes()
+    assert PageWriter.can_continue(empty, 4096)
+    assert not PageWriter.can_continue(empty, 8192)
     for change in ({20: 8}, {18: 2}, {55: 1}, {39: 1}, {0: 0}, {4096 + 4: 1}, {4096: 13}):
-        content = bytearray(path.read_bytes())
+        content = bytearray(empty)
         for place, byte in change.items():
             content[place] = byte
-        (tmp_path / "b.db").write_bytes(content)
-        assert not PageWriter.can_continue(tmp_path / "b.db", 4096), change
-    (tmp_path / "b.db").write_bytes(path.read_bytes() + bytes(4096))
-    assert not PageWriter.can_continue(tmp_path / "b.db", 4096)
+        assert not PageWriter.can_continue(bytes(content), 4096), change
+    assert not PageWriter.can_continue(empty + bytes(4096), 4096)
 
 
 def _flip_a_value(numbers: np.ndarray, image: pa.Buffer) -> bytes:
@@ -649,7 +647,7 @@ class TestInserts(ShardBackendTests):
 
     @pytest.fixture(autouse=True)
     def no_pages(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(PageWriter, "can_continue", lambda path, page_size: False)
+        monkeypatch.setattr(PageWriter, "can_continue", lambda content, page_size: False)
 
     @pytest.fixture
     def writes(self) -> DbAdapterFactory:

@@ -21,8 +21,8 @@ from dask.local import get_sync
 
 from shardyfusion import ColumnWriteInput, DaskWriteOptions, HashShardedWriteConfig, ValueSpec
 from shardyfusion.writer.dask import BuildResult, write_hash_sharded
-from shardyfusion.writer.encode import ORDINAL_SHIFT, EncodedPartition
-from shardyfusion.writer.partition_files import StoredPartition, load_piece, store_partition
+from shardyfusion.writer.encode import ORDINAL_SHIFT, EncodedPartition, PartitionReport
+from shardyfusion.writer.partition_files import StoredPartition, load_rows, store_partition
 from tests.writer.exchange_faults import Flight, Row
 
 Method = Literal["direct", "disk", "tasks", "p2p"]
@@ -64,6 +64,11 @@ def scheduler_that(change: Change, seam: Seam, get: Get = get_sync) -> Iterator[
 
     with dask.config.set(scheduler=changing):
         yield seen
+
+
+def get_apart(graph: Any, keys: Any, **kwargs: Any) -> Any:
+    """Everything in this process, but the write cannot know that."""
+    return get_sync(graph, keys, **kwargs)
 
 
 def _place(key: tuple[Any, ...]) -> tuple[int, ...]:
@@ -157,31 +162,58 @@ def _table(rows: list[Row]) -> pa.Table:
     )
 
 
+# -- partitions: a table of all rows, sorted by shard ------------------------------------------------------------------
+
+
+def _partitions_in_flight(values: Crossing) -> Flight:
+    return _pieces_in_flight(
+        {
+            (number, shard): encoded.piece(shard)
+            for number, encoded in enumerate(values[()])
+            for shard in range(len(encoded.ends))
+        }
+    )
+
+
+def _partitions_like(
+    place: tuple[int, ...], partitions: list[EncodedPartition], flight: Flight
+) -> list[EncodedPartition]:
+    """There are no rows in a partition that is gone altogether."""
+    return [
+        _partition_like(number, encoded.report, len(encoded.ends), flight) for number, encoded in enumerate(partitions)
+    ]
+
+
+def _partition_like(number: int, report: PartitionReport, shards: int, flight: Flight) -> EncodedPartition:
+    pieces = [flight.get((number, shard)) for shard in range(shards)]
+    here = [rows for rows in pieces if rows is not None]
+    rows = _table([row for rows in here for row in rows]) if here else None
+    return EncodedPartition(report=report, rows=rows, ends=np.cumsum([len(rows or ()) for rows in pieces]))
+
+
 # -- files: one for each partition, sorted by shard --------------------------------------------------------------------
 
 
 def _files_in_flight(values: Crossing) -> Flight:
     return _pieces_in_flight(
         {
-            (number, shard): load_piece(stored, shard)
+            (number, shard): load_rows([stored], shard)
             for number, stored in enumerate(values[()])
-            for shard in stored.parts
+            for shard in range(_shards(stored))
         }
     )
 
 
 def _files_like(place: tuple[int, ...], files: list[StoredPartition], flight: Flight) -> list[StoredPartition]:
     """Other files beside them. There is none for a partition that is gone altogether."""
-    return [_file_like(number, stored, flight) for number, stored in enumerate(files)]
+    return [
+        store_partition(_partition_like(number, stored.report, _shards(stored), flight), stored.path.parent)
+        for number, stored in enumerate(files)
+    ]
 
 
-def _file_like(number: int, stored: StoredPartition, flight: Flight) -> StoredPartition:
-    assert stored.path, "every partition of these tests has rows"
-    pieces = [flight.get((number, shard)) for shard in range(1 + max(shard for _, shard in flight))]
-    ends = np.cumsum([len(rows or ()) for rows in pieces])
-    here = [rows for rows in pieces if rows is not None]
-    rows = _table([row for rows in here for row in rows]) if here else None
-    return store_partition(EncodedPartition(report=stored.report, rows=rows, ends=ends), stored.path.parent)
+def _shards(stored: StoredPartition) -> int:
+    return stored.edges.shape[1] - 1
 
 
 # -- frames: one for each partition, whose first column names the shard ------------------------------------------------
@@ -231,7 +263,9 @@ def _frame_of(rows: list[tuple[Any, ...]], like: pd.DataFrame, number: int) -> p
 
 
 PIECES = Seam(_cut_after("piece"), _pieces_in_flight, _piece_like)
-"""What `direct` hands over."""
+"""What `direct` hands over between processes."""
+ENCODED = Seam(_cut_after("partitions"), _partitions_in_flight, _partitions_like)
+"""What `direct` takes rows from within one process."""
 FILES = Seam(_cut_after("files"), _files_in_flight, _files_like)
 """What shard tasks find on a shared disk."""
 GIVEN = Seam(_cut_after("frame"), _frames_given, _given_like)

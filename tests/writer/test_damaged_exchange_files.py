@@ -62,10 +62,12 @@ def test_a_damaged_file_is_an_error_or_meets_no_row(harm: Callable[[Path, random
 
 
 def test_the_part_of_another_shard_is_found(memory_prefix: str) -> None:
-    def swap(crossing: Crossing) -> Crossing:
+    def shift(crossing: Crossing) -> Crossing:
         first, *others = crossing[()]
-        return {(): [replace(first, parts={**first.parts, 0: first.parts[1], 1: first.parts[0]}), *others]}
+        edges = first.edges.copy()
+        edges[:, :2] = first.edges[:, 1:3]
+        return {(): [replace(first, edges=edges), *others]}
 
-    with scheduler_that(swap, UNSEEN), pytest.raises(ShardCoverageError, match=r"shard 0: "):
+    with scheduler_that(shift, UNSEEN), pytest.raises(ShardCoverageError, match=r"shard 0: "):
         write_over(frame("int", 0), config_for(memory_prefix, "int"), "disk")
     assert_nothing_published(memory_prefix, [0, 1])

@@ -159,13 +159,13 @@ def test_bad_data_is_told_as_ever_and_leaves_no_files(
 def test_a_file_that_is_lost_fails_the_write_and_names_it(
     source: dd.DataFrame, config: HashShardedWriteConfig, local_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = partition_files.load_piece
+    real = partition_files.load_rows
 
     def load(stored: Any, db_id: int) -> Any:
-        stored.path.unlink(missing_ok=True)
+        stored[0].path.unlink(missing_ok=True)
         return real(stored, db_id)
 
-    monkeypatch.setattr("shardyfusion.writer.dask.frame.load_piece", load)
+    monkeypatch.setattr("shardyfusion.writer.dask.frame.load_rows", load)
     with pytest.raises(ShardWriteError, match=rf"{local_root}/shardyfusion-exchange-.*DaskWriteOptions\.shuffle"):
         write_hash_sharded(source, config, PAYLOAD, DaskWriteOptions(shuffle="disk"))
     assert list(local_root.iterdir()) == []

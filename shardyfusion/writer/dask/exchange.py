@@ -44,6 +44,11 @@ def scheduler_kind() -> SchedulerKind:
     return names.get(module, "other")
 
 
+def is_in_process() -> bool:
+    """Whether the ambient scheduler is known to run all tasks in this process."""
+    return scheduler_kind() in ("synchronous", "threads")
+
+
 def choose_exchange(shuffle: Shuffle, partitions: int, num_dbs: int, local_root: Path | None) -> Shuffle:
     """`auto` resolved, by size: see docs/writing.md, "Exchange and memory".
 

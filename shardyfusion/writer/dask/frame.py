@@ -21,7 +21,7 @@ from dask.highlevelgraph import HighLevelGraph
 
 from shardyfusion.config import CARRIED, DaskWriteOptions, Shuffle
 from shardyfusion.errors import ComputeError, ConfigValidationError, ShardCoverageError, ShardyfusionError
-from shardyfusion.writer.dask.exchange import exchange_directory, scheduler_kind
+from shardyfusion.writer.dask.exchange import exchange_directory, is_in_process, scheduler_kind
 from shardyfusion.writer.dask.overlap import beside_other_tasks
 from shardyfusion.writer.encode import (
     EncodedPartition,
@@ -32,7 +32,7 @@ from shardyfusion.writer.encode import (
     encode_partition,
     split_partition,
 )
-from shardyfusion.writer.partition_files import StoredPartition, load_piece, store_partition
+from shardyfusion.writer.partition_files import StoredPartition, load_rows, store_partition
 from shardyfusion.writer.plan import EncodePlan, ShardPlan, WritePlan
 from shardyfusion.writer.seals import Seal
 from shardyfusion.writer.shard import ShardResult, build_shard
@@ -79,7 +79,9 @@ def compute_write(
     if exchange == "disk":
         with exchange_directory(plan.shard.local_root) as directory:
             return _compute(graph.through_files(directory), kwargs)
-    return _compute(graph.direct() if exchange == "direct" else graph.shuffled(exchange, shard_id_col), kwargs)
+    if exchange == "direct":
+        return _compute(graph.in_one_process() if is_in_process() else graph.direct(), kwargs)
+    return _compute(graph.shuffled(exchange, shard_id_col), kwargs)
 
 
 class _WriteGraph:
@@ -98,6 +100,15 @@ class _WriteGraph:
         reports = [(self._name("report"), number) for number in self._numbers]
         # The gate: every shard task depends on it, so bad data anywhere stops the write before a shard is built.
         self._tasks[self._name("gate")] = (_combine, encode, *reports)
+
+    def in_one_process(self) -> Delayed:
+        """Nothing is handed over: a shard's task takes its rows out of the encoded partitions."""
+        tasks = self._encoding_by(encode_partition)
+        partitions = self._name("partitions")
+        tasks[partitions] = (_list, *[(self._name("encode"), number) for number in self._numbers])
+        for db_id in range(self._num_dbs):
+            tasks[self._name("shard"), db_id] = self._shard_task(_build_from_partitions, db_id, partitions)
+        return self._finish(tasks, [self._parts])
 
     def direct(self) -> Delayed:
         """One small task per partition and shard hands the piece over: exact, in order, on every scheduler."""
@@ -187,11 +198,22 @@ def _build(db_id: int, tally: Tally, plan: ShardPlan, seals: Sequence[Seal], *pi
     return build_shard(db_id, tally, pieces, plan, seals, beside_other_tasks)
 
 
+def _list(*encoded: EncodedPartition) -> list[EncodedPartition]:
+    return list(encoded)
+
+
+def _build_from_partitions(
+    db_id: int, tally: Tally, plan: ShardPlan, seals: Sequence[Seal], encoded: Sequence[EncodedPartition]
+) -> ShardResult:
+    pieces = [] if tally.error else [each.piece(db_id) for each in encoded]
+    return build_shard(db_id, tally, pieces, plan, seals)
+
+
 def _build_from_files(
     db_id: int, tally: Tally, plan: ShardPlan, seals: Sequence[Seal], stored: Sequence[StoredPartition]
 ) -> ShardResult:
-    pieces = [] if tally.error else [load_piece(each, db_id) for each in stored]
-    return build_shard(db_id, tally, pieces, plan, seals, beside_other_tasks)
+    rows = None if tally.error else load_rows(stored, db_id)
+    return build_shard(db_id, tally, [rows], plan, seals, beside_other_tasks)
 
 
 def _collect(tally: Tally, *results: ShardResult) -> tuple[Tally, list[ShardResult]]:

@@ -7,7 +7,7 @@ from typing import Any
 from shardyfusion.config import ColumnWriteInput, DaskWriteOptions, WriteConfig
 from shardyfusion.serde.key_columns import check_key_dtype
 from shardyfusion.type_defs import require
-from shardyfusion.writer.dask.exchange import scheduler_kind
+from shardyfusion.writer.dask.exchange import is_in_process, scheduler_kind
 from shardyfusion.writer.dask.frame import FrameFacts, frame_facts
 from shardyfusion.writer.plan import check_local_root
 
@@ -34,7 +34,7 @@ def check_request(ddf: Any, config: WriteConfig, input: ColumnWriteInput, option
     config.adapter_factory.check(address)
     check_local_root(config.local_root)
     require(
-        address.kind != "memory" or scheduler in ("synchronous", "threads"),
+        address.kind != "memory" or is_in_process(),
         f"{address.url} lives in this process only, and the scheduler ({scheduler}) may have others; use a local "
         "directory or s3://, or compute with scheduler='threads'",
     )
