@@ -6,6 +6,7 @@ doubling and exchange of values, not an adversary. `docs/row-digest.md` is the s
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -118,6 +119,25 @@ def _factors(start: int, stop: int) -> npt.NDArray[np.uint64]:
     return factors | np.uint64(1)
 
 
+class _Scratch(threading.local):
+    """Room to calculate in, of each thread, for as long as that lives: where memory that is freed goes back to the
+    system at once, as on Dask's workers, new memory costs more than the calculation."""
+
+    _words: npt.NDArray[np.uint64] | None = None
+
+    def two_tables(self, rows: int, words: int) -> npt.NDArray[np.uint64]:
+        """Tables of so many rows, with anything in them."""
+        import numpy as np
+
+        size = 2 * rows * words
+        if self._words is None or len(self._words) < size:
+            self._words = np.empty(size, dtype="<u8")
+        return self._words[:size].reshape(2, rows, words)
+
+
+_scratch = _Scratch()
+
+
 def _bytes_hashes(array: pa.LargeBinaryArray) -> npt.NDArray[np.uint64]:
     import numpy as np
 
@@ -163,14 +183,16 @@ def _add_equal_lengths(sums: npt.NDArray[np.uint64], data: npt.NDArray[np.uint8]
             sums[row : row + 1] += _long_sum(data[row * length : (row + 1) * length])
         return
     words = -(-length // 8)
-    step = max(1, min(_CHUNK_ROWS, _CHUNK_BYTES // max(1, 8 * words)))
-    padded = np.zeros((min(step, len(sums)), 8 * words), dtype=np.uint8)
-    spare = np.empty((len(padded), words), dtype=np.uint64)  # where workers give memory back at once, a new one is slow
-    for start in range(0, len(sums) if words else 0, step):
+    if not words:
+        return
+    step = max(1, min(_CHUNK_ROWS, _CHUNK_BYTES // (8 * words)))
+    padded, spare = _scratch.two_tables(min(step, len(sums)), words)
+    as_bytes = padded.view(np.uint8)
+    as_bytes[:, length:] = 0
+    for start in range(0, len(sums), step):
         stop = min(start + step, len(sums))
-        rows = padded[: stop - start]
-        rows[:, :length] = data[start * length : stop * length].reshape(stop - start, length)
-        sums[start:stop] += _word_sums(rows.view("<u8"), _factors(0, words), spare[: stop - start])
+        as_bytes[: stop - start, :length] = data[start * length : stop * length].reshape(stop - start, length)
+        sums[start:stop] += _word_sums(padded[: stop - start], _factors(0, words), spare[: stop - start])
 
 
 def _add_any_lengths(

@@ -70,8 +70,8 @@ def sync_path(path: Path) -> None:
         os.close(fd)
 
 
-def make_directories(directory: Path) -> None:
-    """Make a directory and its parents, each entry durable."""
+def make_directories(directory: Path) -> list[Path]:
+    """Make a directory and its parents. Returns those that have new entries, for the caller to sync."""
     missing: list[Path] = []
     while not directory.is_dir():
         missing.append(directory)
@@ -80,43 +80,51 @@ def make_directories(directory: Path) -> None:
         # Whoever made it first may not have synced it yet, and our object depends on it all the same.
         with suppress(FileExistsError):
             path.mkdir()
-        sync_path(path.parent)
+    return [path.parent for path in missing]
 
 
 def open_beside(target: Path) -> tuple[int, Path]:
     """Open a new temporary file in `target`'s directory, which is made if need be."""
+    temporary = target.parent / f"{RESERVED}{uuid4().hex}"
+    fd, changed = _in_its_directory(
+        target, lambda: os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+    )
+    for directory in changed:
+        sync_path(directory)
+    return fd, temporary
 
-    def create(temporary: Path) -> int:
-        return os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
 
-    return _beside(target, create)
-
-
-def link_beside(source: Path, target: Path) -> Path | None:
-    """Give the bytes of `source`, made durable, a temporary name in `target`'s directory too, which costs no copy.
-    None if these are in different file systems, or in one that has no links."""
+def link_new(source: Path, target: Path) -> bool:
+    """Make `target` a name of the same file, durably: no byte is copied. False, and nothing is done, if there is
+    something already, or if the two are in different file systems, or in one that has no links."""
     if source.is_symlink() or not source.is_file():
-        return None
+        return False
     try:
         os.utime(source)  # the object is as old as its name, not as its first byte
     except PermissionError:
-        return None  # somebody else's file stays theirs
+        return False  # somebody else's file stays theirs
     sync_path(source)
     try:
-        return _beside(target, lambda temporary: os.link(source, temporary))[1]
+        _, changed = _in_its_directory(target, lambda: os.link(source, target))
+    except FileExistsError:
+        return False
     except OSError as exc:
         if exc.errno in (errno.EXDEV, *NO_LINKS):
-            return None
+            return False
         raise
+    # New directories last, and all at once: the file system then has them written already, with the file's name.
+    for directory in (target.parent, *changed):
+        sync_path(directory)
+    return True
 
 
-def _beside(target: Path, make: Callable[[Path], _T]) -> tuple[_T, Path]:
+def _in_its_directory(target: Path, make: Callable[[], _T]) -> tuple[_T, list[Path]]:
+    """What `make` makes in `target`'s directory, and the directories to sync because they have new directories."""
     for _ in range(100):
-        temporary = target.parent / f"{RESERVED}{uuid4().hex}"
         # Somebody who deletes objects may remove the empty directory just before our file is in it.
         with suppress(FileNotFoundError):
-            make_directories(target.parent)
-            return make(temporary), temporary
+            changed = make_directories(target.parent)
+            return make(), changed
     raise StoreUnavailableError(f"cannot create {target}: its directory keeps disappearing")
 
 

@@ -26,7 +26,7 @@ from shardyfusion.storage.durable import (
     LOCK_FILE,
     NO_LINKS,
     RESERVED,
-    link_beside,
+    link_new,
     locked,
     open_beside,
     remove_abandoned_lock,
@@ -102,8 +102,9 @@ class LocalStore:
         with self._writing(name) as target:
             if not path.is_file():
                 raise StorageError(f"cannot upload {path}: there is no such file")
-            with _staged(target, path) as staged:
-                _rename(staged, target)
+            if not link_new(path, target):
+                with _staged(target, path) as staged:
+                    _rename(staged, target)
 
     def download(self, name: str, path: Path) -> None:
         with (
@@ -244,12 +245,6 @@ def _may_be_object(file_name: str) -> bool:
 @contextmanager
 def _staged(target: Path, content: bytes | Path) -> Generator[Path]:
     """A temporary file beside `target` whose bytes are on disk. It is gone afterwards, whatever happens."""
-    if isinstance(content, Path) and (second_name := link_beside(content, target)):
-        try:
-            yield second_name
-        finally:
-            second_name.unlink(missing_ok=True)
-        return
     fd, temporary = open_beside(target)
     try:
         with os.fdopen(fd, "wb") as file:

@@ -57,8 +57,9 @@ def system_calls(log: Path, root: Path) -> list[tuple[str, ...]]:
 @pytest.mark.skipif(STRACE is None, reason="strace is not installed")
 @pytest.mark.parametrize("verb", ["create", "put", "upload", "replace"])
 def test_the_kernel_is_asked_in_the_right_order(verb: str, tmp_path: Path) -> None:
-    """New directories with their parents synced; the bytes written and synced under a temporary name; then the name,
-    by a link where it must be new; then its directory synced."""
+    """New directories, with their parents synced; the bytes written and synced under a temporary name; then the name,
+    by a link where it must be new; then its directory synced. A file in the same file system is linked at once, and
+    then all directories are synced."""
     root = tmp_path / "deep" / "root"
     (tmp_path / "source").write_bytes(b"new")
     extra = [str(tmp_path / "source")]
@@ -75,17 +76,14 @@ def test_the_kernel_is_asked_in_the_right_order(verb: str, tmp_path: Path) -> No
     found = [call for call in system_calls(log, root) if ".shardyfusion-lock" not in call[1]]
     runs = root / "runs"
     new = [] if verb == "replace" else [root.parent, root, runs]
-    expected: list[tuple[str, ...]] = []
-    for directory in new:
-        expected += [("mkdir", str(directory)), ("fsync", str(directory.parent))]
-    if verb == "upload":  # it is the file itself that gets another name
-        expected = [("fsync", str(tmp_path / "source")), *expected, ("link", f"{runs}/TEMP")]
+    made = [("mkdir", str(directory)) for directory in new]
+    parents = [("fsync", str(directory.parent)) for directory in reversed(new)]
+    content = [("create", f"{runs}/TEMP", "O_EXCL"), *parents, ("write", f"{runs}/TEMP"), ("fsync", f"{runs}/TEMP")]
+    name = [("link" if verb in ("create", "upload") else "rename", f"{runs}/a"), ("fsync", str(runs))]
+    if verb == "upload":
+        expected = [("fsync", str(tmp_path / "source")), *made, *name, *parents]
     else:
-        expected += [("create", f"{runs}/TEMP", "O_EXCL"), ("write", f"{runs}/TEMP"), ("fsync", f"{runs}/TEMP")]
-    expected += [
-        ("link" if verb == "create" else "rename", f"{runs}/a"),
-        ("fsync", str(runs)),
-    ]
+        expected = [*made, *content, *name]
     assert found == expected
     assert (runs / "a").read_bytes() == b"new"
 

@@ -87,16 +87,19 @@ def test_bytes_are_on_disk_before_the_name_and_the_name_before_the_return(
         case _:
             (tmp_path / "source").write_bytes(b"new")
             store.upload("runs/a", tmp_path / "source", content_type=TEXT)
-            assert calls.pop(0) == ("fsync", str(tmp_path / "source"))
-            linked = next(call for call in calls if call[0] == "link")
-            calls[calls.index(linked)] = ("fsync", linked[1])  # its bytes are synced already
+            step = "link"
     made = [tmp_path / "deep", root, root / "runs"] if verb != "replace" else []
-    parents = [call for path in made for call in (("mkdir", str(path)), ("fsync", str(path.parent)))]
-    assert calls[: len(parents)] == parents
-    (synced, temporary), *rest = calls[len(parents) :]
+    directories = [("mkdir", str(path)) for path in made]
+    parents = [("fsync", str(path.parent)) for path in reversed(made)]
+    name = [(step, str(target)), ("fsync", str(root / "runs"))]
+    if verb == "upload":  # there is no other name before, and all directories are synced after
+        assert calls == [("fsync", str(tmp_path / "source")), *directories, *name, *parents]
+        return
+    assert calls[: 2 * len(made)] == [*directories, *parents]
+    (synced, temporary), *rest = calls[2 * len(made) :]
     assert synced == "fsync"
     assert Path(temporary).parent == root / "runs"
-    assert rest == [(step, str(target)), ("fsync", str(root / "runs"))]
+    assert rest == name
 
 
 def other_file_system(*_: object, **__: object) -> None:

@@ -60,7 +60,8 @@ class CountingFactory(SqliteFactory):
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> HashShardedWriteConfig:
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HashShardedWriteConfig:
+    monkeypatch.setattr(overlap, "FAR", ("file",))
     Building.begun = Building.uploading = Building.most_uploading = 0
     return HashShardedWriteConfig(
         num_dbs=SHARDS,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,7 @@ def _piece(encoded: SplitPartition, db_id: int) -> pa.Table | None:
 
 
 def _build(db_id: int, tally: Tally, plan: ShardPlan, seals: Sequence[Seal], *pieces: pa.Table | None) -> ShardResult:
-    return build_shard(db_id, tally, pieces, plan, seals, beside_other_tasks)
+    return _build_beside(db_id, tally, pieces, plan, seals)
 
 
 def _list(*encoded: EncodedPartition) -> list[EncodedPartition]:
@@ -213,7 +214,13 @@ def _build_from_files(
     db_id: int, tally: Tally, plan: ShardPlan, seals: Sequence[Seal], stored: Sequence[StoredPartition]
 ) -> ShardResult:
     rows = None if tally.error else load_rows(stored, db_id)
-    return build_shard(db_id, tally, [rows], plan, seals, beside_other_tasks)
+    return _build_beside(db_id, tally, [rows], plan, seals)
+
+
+def _build_beside(
+    db_id: int, tally: Tally, pieces: Sequence[pa.Table | None], plan: ShardPlan, seals: Sequence[Seal]
+) -> ShardResult:
+    return build_shard(db_id, tally, pieces, plan, seals, partial(beside_other_tasks, plan.address.kind))
 
 
 def _collect(tally: Tally, *results: ShardResult) -> tuple[Tally, list[ShardResult]]:
@@ -261,7 +268,7 @@ def _build_from_frame(
         )
         return ShardResult(db_id=db_id, error=error)
     columns = {name.removeprefix(CARRIED): pa.array(frame[name].array) for name in frame.columns}
-    return build_shard(db_id, tally, [pa.table(columns)], plan, seals, beside_other_tasks)
+    return _build_beside(db_id, tally, [pa.table(columns)], plan, seals)
 
 
 def _compute(collection: Any, kwargs: dict[str, Any]) -> Any:

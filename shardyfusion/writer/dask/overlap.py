@@ -8,10 +8,15 @@ from contextlib import contextmanager, suppress
 
 from distributed import secede
 
+from shardyfusion.storage.address import StoreKind
+
 MOST_BYTES = 64 * 1024 * 1024
 """Of shards that one process may have on their way beside its tasks; one larger than that goes alone."""
 
 MOST_SHARDS = 16
+
+FAR: tuple[StoreKind, ...] = ("s3",)
+"""Stores to wait for. What a disk takes at once is not worth a new thread, whose memory is new to it too."""
 
 
 class Room:
@@ -39,13 +44,13 @@ _left = threading.local()
 
 
 @contextmanager
-def beside_other_tasks(size: int) -> Generator[None]:
-    """On a distributed worker, give the place of this task, which holds so many bytes, to another one; elsewhere
-    nothing happens.
+def beside_other_tasks(store: StoreKind, size: int) -> Generator[None]:
+    """On a distributed worker, give the place of this task, which holds so many bytes, to another one while it waits
+    for a far store; elsewhere nothing happens.
 
     The place is not taken back: what is left to do after an upload is little.
     """
-    if not _room.enter(size):
+    if store not in FAR or not _room.enter(size):
         yield
         return
     try:
