@@ -70,7 +70,7 @@ def store_partition(encoded: EncodedPartition, directory: Path) -> StoredPartiti
     try:
         with path.open("wb") as file:
             for each in offsets:
-                file.write(np.diff(each))
+                file.write(np.diff(each).data)
             for each, column in zip(offsets, columns, strict=True):
                 file.write(memoryview(column.buffers()[2] or b"")[int(each[0]) : int(each[-1])])
     except OSError as exc:
@@ -89,14 +89,14 @@ def load_rows(stored: Sequence[StoredPartition], db_id: int) -> pa.Table | None:
     import numpy as np
     import pyarrow as pa
 
-    sizes = [each.edges[:, db_id + 1] - each.edges[:, db_id] for each in stored]
-    present = [each for each, size in zip(stored, sizes, strict=True) if size[0]]
+    present = [each for each in stored if each.edges[0, db_id] < each.edges[0, db_id + 1]]
     if not present:
         return None
-    rows, key_bytes, value_bytes = sum(sizes).tolist()
+    sizes = [each.edges[:, db_id + 1] - each.edges[:, db_id] for each in present]
+    rows, key_bytes, value_bytes = np.sum(sizes, axis=0).tolist()
     ends = [np.zeros(rows + 1, np.int64) for _ in range(2)]
     data = [pa.allocate_buffer(size) for size in (key_bytes, value_bytes)]
-    room = [*(memoryview(each[1:]).cast("B") for each in ends), *map(memoryview, data)]
+    room = [*(each[1:].data.cast("B") for each in ends), *map(memoryview, data)]
     for each in present:
         room = _read(each, db_id, room)
     columns = {}
@@ -114,7 +114,8 @@ def _read(stored: StoredPartition, db_id: int, room: list[memoryview]) -> list[m
     try:
         file = os.open(stored.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            return [_fill(file, place, size, target) for (place, size), target in zip(stored.spans(db_id), room, strict=True)]
+            parts = zip(stored.spans(db_id), room, strict=True)
+            return [_fill(file, place, size, target) for (place, size), target in parts]
         finally:
             os.close(file)
     except OSError as exc:

@@ -140,9 +140,7 @@ def check_write_over_fault(exchange: str, fault: str, kind: str, seed: int, pref
 @pytest.mark.parametrize("kind", ENCODINGS)
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("exchange", SEEDS)
-def test_a_write_over_a_faulty_exchange_publishes_nothing(
-    exchange: str, fault: str, kind: str, tmp_path: Path
-) -> None:
+def test_a_write_over_a_faulty_exchange_publishes_nothing(exchange: str, fault: str, kind: str, tmp_path: Path) -> None:
     for seed in range(SEEDS[exchange]):
         get, prefix = without_cluster(exchange, tmp_path)
         check_write_over_fault(exchange, fault, kind, seed, prefix, get)
