@@ -1,7 +1,8 @@
 """shardyfusion turns a Dask DataFrame into an immutable, sharded key-value snapshot, and serves it.
 
-Write with `shardyfusion.writer.dask.write_hash_sharded`, read with `ShardedReader`. Importing this package loads
-nothing else: each name is imported when it is first used, and optional packages where they are.
+Write with `write_hash_sharded` or `write_cel_sharded` of `shardyfusion.writer.dask`, read with `ShardedReader`.
+Importing this package loads nothing else: each name is imported when it is first used, and optional packages where they
+are.
 """
 
 from __future__ import annotations
@@ -10,18 +11,29 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from shardyfusion.config import ColumnWriteInput, DaskWriteOptions, HashShardedWriteConfig, OutputOptions
+    from shardyfusion.config import (
+        CelShardedWriteConfig,
+        ColumnWriteInput,
+        DaskWriteOptions,
+        HashShardedWriteConfig,
+        OutputOptions,
+    )
     from shardyfusion.credentials import EnvCredentialProvider, S3Credentials, StaticCredentialProvider
-    from shardyfusion.errors import ShardyfusionError
+    from shardyfusion.errors import ShardyfusionError, UnknownRoutingTokenError
     from shardyfusion.limits import RateLimits
     from shardyfusion.reader import ShardedReader
     from shardyfusion.retry import RetryConfig
+    from shardyfusion.routing.cel.sharding import CelColumn, cel_sharding, cel_sharding_by_columns
+    from shardyfusion.routing.cel.tree import CelType
     from shardyfusion.serde import KeyEncoding, ValueSpec
     from shardyfusion.slatedb_adapter import LocalSlateDbFactory, SlateDbFactory, SlateDbReaderFactory
     from shardyfusion.sqlite_adapter import SqliteFactory, SqliteReaderFactory
     from shardyfusion.type_defs import S3ConnectionOptions
 
 __all__ = [
+    "CelColumn",
+    "CelShardedWriteConfig",
+    "CelType",
     "ColumnWriteInput",
     "DaskWriteOptions",
     "EnvCredentialProvider",
@@ -40,16 +52,27 @@ __all__ = [
     "SqliteFactory",
     "SqliteReaderFactory",
     "StaticCredentialProvider",
+    "UnknownRoutingTokenError",
     "ValueSpec",
+    "cel_sharding",
+    "cel_sharding_by_columns",
 ]
 
 _HOMES = {
-    "config": ("ColumnWriteInput", "DaskWriteOptions", "HashShardedWriteConfig", "OutputOptions"),
+    "config": (
+        "CelShardedWriteConfig",
+        "ColumnWriteInput",
+        "DaskWriteOptions",
+        "HashShardedWriteConfig",
+        "OutputOptions",
+    ),
     "credentials": ("EnvCredentialProvider", "S3Credentials", "StaticCredentialProvider"),
-    "errors": ("ShardyfusionError",),
+    "errors": ("ShardyfusionError", "UnknownRoutingTokenError"),
     "limits": ("RateLimits",),
     "reader": ("ShardedReader",),
     "retry": ("RetryConfig",),
+    "routing.cel.sharding": ("CelColumn", "cel_sharding", "cel_sharding_by_columns"),
+    "routing.cel.tree": ("CelType",),
     "serde": ("KeyEncoding", "ValueSpec"),
     "slatedb_adapter": ("LocalSlateDbFactory", "SlateDbFactory", "SlateDbReaderFactory"),
     "sqlite_adapter": ("SqliteFactory", "SqliteReaderFactory"),

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
@@ -17,7 +18,10 @@ from shardyfusion.credentials import CredentialProvider
 from shardyfusion.layout import check_db_path_template, check_segment
 from shardyfusion.limits import RateLimits
 from shardyfusion.manifest import RESERVED_CUSTOM
+from shardyfusion.manifest.models import RoutingValue
 from shardyfusion.retry import RetryConfig
+from shardyfusion.routing.cel.program import Program, compile_program
+from shardyfusion.routing.cel.tree import CelType
 from shardyfusion.serde import KeyEncoding, ValueSpec
 from shardyfusion.shard_contract import DbAdapterFactory
 from shardyfusion.slatedb_adapter import SlateDbFactory
@@ -58,7 +62,7 @@ _VALUE_OBJECTS = {"output": OutputOptions, "shard_retry": RetryConfig, "rate_lim
 
 @dataclass(frozen=True, kw_only=True)
 class WriteConfig:
-    """What every sharded write needs. Use `HashShardedWriteConfig`.
+    """What every sharded write needs. Use `HashShardedWriteConfig` or `CelShardedWriteConfig`.
 
     Args:
         s3_prefix: where the snapshot lives: `s3://bucket/prefix`, `file:///path`, a local path, or `memory://name`.
@@ -124,6 +128,11 @@ class WriteConfig:
         )
 
     @property
+    def routing(self) -> str:
+        """How rows find their shard, in a word or two."""
+        raise NotImplementedError
+
+    @property
     def local_root(self) -> Path | None:
         given = self.output.local_root
         return None if given is None else Path(os.path.expanduser(given)).absolute()  # noqa: PTH111 (needs no HOME)
@@ -147,7 +156,95 @@ class HashShardedWriteConfig(WriteConfig):
             len(chosen) == 1 and type(chosen[0]) is int and chosen[0] > 0,
             "set exactly one of num_dbs or max_keys_per_shard, to a positive integer",
         )
-        require((self.num_dbs or 1) <= MAX_NUM_DBS, f"num_dbs={self.num_dbs} is too many; {MAX_NUM_DBS} is the most")
+        _check_num_dbs(self.num_dbs)
+
+    @property
+    def routing(self) -> str:
+        return "hash"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CelShardedWriteConfig(WriteConfig):
+    """Shard by a CEL expression over columns of the row (docs/cel.md); it is compiled and type-checked here.
+
+    Without `routing_values` and `infer_routing_values_from_data` its result is the number of the shard itself.
+
+    Args:
+        cel_expr: the expression; it gives an int, uint, string or bytes.
+        cel_columns: the type of each column that it names. `key` is the key column, whatever its name is.
+        routing_values: all results that there are, in order of their shards: integers or strings.
+        infer_routing_values_from_data: find them by a pass over the columns that the expression names, and sort them.
+        num_dbs: how many shards there are, where results are their numbers; saves the pass that finds the highest.
+
+    Raises:
+        ConfigValidationError: the expression cannot be used; the message has the line and column.
+        MissingExtraError: cel-python is not installed.
+    """
+
+    cel_expr: str
+    cel_columns: Mapping[str, CelType | str]
+    routing_values: Sequence[RoutingValue] | None = None
+    infer_routing_values_from_data: bool = False
+    num_dbs: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_type(self.cel_expr, str, "cel_expr")
+        require_type(self.cel_columns, Mapping, "cel_columns")
+        require_type(self.infer_routing_values_from_data, bool, "infer_routing_values_from_data")
+        object.__setattr__(
+            self, "cel_columns", {name: _cel_type(name, kind) for name, kind in self.cel_columns.items()}
+        )
+        require(
+            bool(self.program.columns),
+            f"cel_expr {self.cel_expr!r} names no column, so it is the same for every row; for a single shard use "
+            "HashShardedWriteConfig(num_dbs=1)",
+        )
+        chosen = [self.routing_values is not None, self.infer_routing_values_from_data, self.num_dbs is not None]
+        require(
+            sum(chosen) <= 1,
+            "set at most one of routing_values, infer_routing_values_from_data and num_dbs; with routing values there "
+            "are as many shards as values",
+        )
+        self._check_routing_values()
+        if self.num_dbs is not None:
+            require_type(self.num_dbs, int, "num_dbs")
+            require(self.num_dbs > 0, f"num_dbs must be positive, not {self.num_dbs}")
+        _check_num_dbs(self.num_dbs)
+
+    @property
+    def program(self) -> Program:
+        columns: Mapping[str, Any] = self.cel_columns
+        return compile_program(self.cel_expr, columns)
+
+    @property
+    def categorical(self) -> bool:
+        """Whether a shard is the place of the result among routing values, and not the result itself."""
+        return self.routing_values is not None or self.infer_routing_values_from_data
+
+    @property
+    def routing(self) -> str:
+        return f"cel, {self.program.path}"
+
+    def _check_routing_values(self) -> None:
+        result = self.program.result
+        require(
+            not self.categorical or result != "bytes",
+            f"cel_expr {self.cel_expr!r} gives bytes, which cannot be stored as routing values; use string(…) of it",
+        )
+        if self.routing_values is None:
+            return
+        require(
+            isinstance(self.routing_values, Sequence) and not isinstance(self.routing_values, str | bytes),
+            f"routing_values is {type(self.routing_values).__name__}; give a list of the expression's results",
+        )
+        values = tuple(self.routing_values)
+        object.__setattr__(self, "routing_values", values)
+        require(0 < len(values) <= MAX_NUM_DBS, f"give 1 to {MAX_NUM_DBS} routing_values, not {len(values)}")
+        misfits = [value for value in values if not _is_result(value, result)]
+        require(not misfits, f"cel_expr {self.cel_expr!r} gives {result}, which routing value {misfits[:1]} cannot be")
+        repeated = [value for value, count in Counter(values).items() if count > 1]
+        require(not repeated, f"routing_values has {repeated[:1]} more than once; each value is one shard")
 
 
 @dataclass(frozen=True)
@@ -193,6 +290,26 @@ class DaskWriteOptions:
         )
         require_type(self.retries, int, "retries")
         require(self.retries >= 0, "retries must not be negative")
+
+
+def _check_num_dbs(num_dbs: int | None) -> None:
+    require((num_dbs or 1) <= MAX_NUM_DBS, f"num_dbs={num_dbs} is too many; {MAX_NUM_DBS} is the most")
+
+
+def _cel_type(name: object, kind: object) -> CelType:
+    require(isinstance(name, str), f"cel_columns has {name!r}; its names are those of columns")
+    names = [known.value for known in CelType]
+    require(
+        isinstance(kind, str) and kind in names, f"cel_columns[{name!r}] is {kind!r}; use one of {', '.join(names)}"
+    )
+    return CelType(str(kind))
+
+
+def _is_result(value: object, kind: str) -> bool:
+    if kind == "string":
+        return type(value) is str
+    low, end = (-(2**63), 2**63) if kind == "int" else (0, 2**64)
+    return type(value) is int and low <= value < end
 
 
 def _key_encoding(value: KeyEncoding | str) -> KeyEncoding:

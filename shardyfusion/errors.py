@@ -28,6 +28,7 @@ Nothing else lives here. Foreign exceptions are translated where they are met an
     │   └── RunExpiredError               cleanup has given up this run_id
     ├── CommitLogError                    the commit log is broken or was replaced underneath us
     ├── ManifestParseError                a manifest, pointer or commit record cannot be read
+    ├── UnknownRoutingTokenError          the routing expression names no shard: no such row (also ValueError)
     ├── ForkedProcessError                SlateDB in a child forked from a process that had used it: open after the fork
     └── ReaderStateError                  the reader cannot serve this call
         ├── SnapshotNotFoundError         no snapshot at the prefix
@@ -154,6 +155,10 @@ class CommitLogError(ShardyfusionError): ...
 
 
 class ManifestParseError(ShardyfusionError): ...
+
+
+class UnknownRoutingTokenError(ShardyfusionError, ValueError):
+    """The routing expression names no shard for a key or its context: the snapshot has no such row."""
 
 
 class ForkedProcessError(ShardyfusionError): ...

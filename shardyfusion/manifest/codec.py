@@ -16,6 +16,7 @@ from typing import Any, cast
 from shardyfusion.errors import ManifestParseError
 from shardyfusion.layout import parse_timestamp
 from shardyfusion.manifest.models import Manifest, ShardingSpec, ShardObject, ShardRecord
+from shardyfusion.routing.cel.tree import CelType
 from shardyfusion.serde.keys import KeyEncoding
 
 FORMAT_VERSION = 4
@@ -165,8 +166,11 @@ def _sharding(text: str, num_dbs: int) -> ShardingSpec:
     values = fields.get("routing_values")
     if values is not None and num_dbs != max(1, len(values)):
         raise ManifestParseError(f"{len(values)} routing values do not fit num_dbs={num_dbs}")
-    if fields["strategy"] == "hash" and any(fields.get(name) is not None for name in ("cel_expr", "cel_columns")):
+    expression, columns = fields.get("cel_expr"), fields.get("cel_columns")
+    if fields["strategy"] == "hash" and any(field is not None for field in (expression, columns, values)):
         raise ManifestParseError("hash sharding with CEL fields")
+    if fields["strategy"] == "cel" and not (_is_expression(expression, columns) and _are_routing_values(values)):
+        raise ManifestParseError(f"sharding {text!r} is no CEL sharding: see its expression, columns and values")
     return ShardingSpec(
         strategy=fields["strategy"],
         hash_algorithm=fields["hash_algorithm"],
@@ -174,6 +178,20 @@ def _sharding(text: str, num_dbs: int) -> ShardingSpec:
         cel_columns=fields.get("cel_columns"),
         routing_values=None if values is None else tuple(values),
     )
+
+
+def _is_expression(expression: Any, columns: Any) -> bool:
+    if not isinstance(columns, dict):
+        return False
+    types = cast("dict[str, Any]", columns)
+    return isinstance(expression, str) and bool(expression and types) and {*map(str, types.values())} <= {*CelType}
+
+
+def _are_routing_values(values: Any) -> bool:
+    if values is None:
+        return True
+    items = cast("list[Any]", values) if isinstance(values, list) else [None]
+    return {type(item) for item in items} in ({int}, {str}, set()) and len(set(items)) == len(items)
 
 
 def _shard(row: dict[str, Any]) -> ShardRecord:

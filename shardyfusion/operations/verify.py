@@ -20,7 +20,7 @@ from shardyfusion.commits import (
     snapshots_before,
 )
 from shardyfusion.credentials import CredentialProvider
-from shardyfusion.errors import CommitLogError, ConfigValidationError, ManifestParseError
+from shardyfusion.errors import CommitLogError, ConfigValidationError, ManifestParseError, MissingExtraError
 from shardyfusion.layout import COMMITS, CURRENT
 from shardyfusion.manifest import Manifest, ManifestRef, ShardRecord
 from shardyfusion.operations.verify_log import LogCheck, check_log
@@ -205,11 +205,15 @@ def _check_totals(manifest: Manifest) -> tuple[list[str], list[str]]:
     return ([] if total == digest else [f"the row digests of the shards add up to {total}, not {digest}"]), []
 
 
-def _router(manifest: Manifest) -> Router | None:
+def _router(manifest: Manifest) -> Router | str:
+    """What keys are routed with, or why they cannot be."""
     try:
-        return router_for(manifest.sharding, manifest.num_dbs)
-    except ConfigValidationError:
-        return None
+        router = router_for(manifest.sharding, manifest.num_dbs, manifest.key_col)
+    except (ConfigValidationError, MissingExtraError) as exc:
+        return exc.message
+    if router.context_columns:
+        return f"that takes {', '.join(router.context_columns)}, which shards do not hold"
+    return router
 
 
 def _check_shards(verifier: ShardVerifier, shards: Iterable[ShardRecord], workers: int) -> tuple[ShardCheck, ...]:

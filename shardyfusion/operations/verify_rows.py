@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from itertools import pairwise
 
-from shardyfusion.errors import ConfigValidationError, ShardUnavailableError
+from shardyfusion.errors import ConfigValidationError, ShardUnavailableError, UnknownRoutingTokenError
 from shardyfusion.manifest import ShardRecord
 from shardyfusion.routing import Router
 from shardyfusion.serde.keys import KeyEncoding, shown
@@ -83,7 +83,7 @@ class RowScan:
         for key in keys:
             try:
                 db_id = self._router.route(int.from_bytes(key, "big") if self._width else key)
-            except ConfigValidationError as exc:
+            except (ConfigValidationError, UnknownRoutingTokenError) as exc:
                 raise self._damaged(f"key {shown(key)} cannot be routed: {exc.message}") from exc
             if db_id != self._record.db_id:
                 raise self._damaged(f"key {shown(key)} belongs to shard {db_id}")

@@ -72,13 +72,13 @@ class _Seen:
 class ShardVerifier:
     """Checks the shards of one manifest; `check` may be called from several threads.
 
-    `router` is None where keys cannot be routed by this version. Downloads go below `scratch` and are removed again.
+    `router` may be the reason why keys cannot be routed. Downloads go below `scratch` and are removed again.
     """
 
     address: StoreAddress
     manifest: Manifest
     mode: Mode
-    router: Router | None
+    router: Router | str
     reader_factory: ShardReaderFactory | None
     allow_external_shards: bool
     sample_rows: int
@@ -196,14 +196,14 @@ class ShardVerifier:
     def _row_scan(self, record: ShardRecord, place: ShardPlace) -> RowScan:
         return RowScan(
             record,
-            router=self.router,
+            router=None if isinstance(self.router, str) else self.router,
             encoding=self.manifest.key_encoding,
             damaged=lambda what: _damaged(record, place, what),
         )
 
     def _note_routing(self, seen: _Seen) -> None:
-        if self.router is None:
-            seen.unchecked.append("whether its keys belong to it: this version cannot route them")
+        if isinstance(self.router, str):
+            seen.unchecked.append(f"whether its keys belong to it: {self.router}")
 
 
 @contextmanager

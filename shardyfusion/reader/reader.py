@@ -71,18 +71,21 @@ class ShardedReader:
     # -- lookups ---------------------------------------------------------------------------------------------------
 
     def get(self, key: KeyInput, routing_context: RoutingContext | None = None) -> bytes | None:
-        """The value of a key, or None if the snapshot does not hold it."""
+        """The value of a key, or None if the snapshot does not hold it.
+
+        `routing_context` has the values of the columns that a CEL snapshot is sharded by, unless the key is enough.
+        """
         generation = self._serving()
-        where = generation.placer.place(key, routing_context)
-        shard = generation.shard(where.db_id)
-        return None if shard is None else shard.get(where.stored)
+        where = generation.placer.find(key, routing_context)
+        shard = None if where is None else generation.shard(where.db_id)
+        return None if where is None or shard is None else shard.get(where.stored)
 
     def multi_get(
         self, keys: Iterable[KeyInput], routing_context: RoutingContext | None = None
     ) -> dict[KeyInput, bytes | None]:
         """The values of many keys, one request per shard; absent keys are None.
 
-        The result holds every distinct key once, as the caller spelled it, in the order given.
+        The result holds every distinct key once, as the caller spelled it, in the order given. The context is for all.
         """
         generation = self._serving()
         plan = generation.placer.plan(keys, routing_context)
@@ -92,7 +95,7 @@ class ShardedReader:
             if (shard := generation.shard(db_id)) is not None
         }
         return {
-            key: found[where.db_id].get(where.stored) if where.db_id in found else None
+            key: found[where.db_id].get(where.stored) if where is not None and where.db_id in found else None
             for key, where in plan.placed.items()
         }
 
@@ -109,11 +112,15 @@ class ShardedReader:
         return iter(()) if shard is None else shard.scan()
 
     def route_key(self, key: KeyInput, routing_context: RoutingContext | None = None) -> int:
-        """The number of the shard that holds the key, if any does."""
+        """The number of the shard that holds the key, if any does.
+
+        Raises:
+            UnknownRoutingTokenError: no shard of a CEL snapshot is for such a row.
+        """
         return self._serving().placer.place(key, routing_context).db_id
 
     def shard_for_key(self, key: KeyInput, routing_context: RoutingContext | None = None) -> ShardDetails:
-        """The shard that holds the key, if any does; it may be an empty one."""
+        """The shard that holds the key, if any does; it may be an empty one. Raises as `route_key` does."""
         generation = self._serving()
         return generation.describe_shard(generation.placer.place(key, routing_context).db_id)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
-from shardyfusion.errors import ConfigValidationError
+from shardyfusion.errors import ConfigValidationError, UnknownRoutingTokenError
 from shardyfusion.manifest import Manifest
 from shardyfusion.routing import Router
 from shardyfusion.routing.resolve import router_for
@@ -26,27 +26,38 @@ class PlacedKey(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class LookupPlan:
-    """Many lookup keys, decided: each in the caller's spelling and order, and one request per shard."""
+    """Many lookup keys, decided: each in the caller's spelling and order, and one request per shard. None is the place
+    of a key that no shard would hold."""
 
-    placed: dict[KeyInput, PlacedKey]
+    placed: dict[KeyInput, PlacedKey | None]
     by_shard: dict[int, list[bytes]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class KeyPlacer:
-    """Where the keys of one snapshot are. Both methods raise `ConfigValidationError` for what cannot be a key of it."""
+    """Where the keys of one snapshot are. All raise `ConfigValidationError` for what cannot be a key of it."""
 
     encoding: KeyEncoding
     router: Router
 
     @classmethod
     def of(cls, manifest: Manifest) -> Self:
-        return cls(encoding=manifest.key_encoding, router=router_for(manifest.sharding, manifest.num_dbs))
+        return cls(
+            encoding=manifest.key_encoding, router=router_for(manifest.sharding, manifest.num_dbs, manifest.key_col)
+        )
 
     def place(self, key: KeyInput, context: RoutingContext | None = None) -> PlacedKey:
+        """The shard that would hold a key; `UnknownRoutingTokenError` if there is none."""
         # Encoded first: the encoding knows which types are keys here; the router would take text in any snapshot.
         stored = self.encoding.encode(key)
         return PlacedKey(self.router.route(key, context), stored)
+
+    def find(self, key: KeyInput, context: RoutingContext | None = None) -> PlacedKey | None:
+        """The same, or None where no shard would hold the key: it is absent."""
+        try:
+            return self.place(key, context)
+        except UnknownRoutingTokenError:
+            return None
 
     def plan(self, keys: Iterable[KeyInput], context: RoutingContext | None = None) -> LookupPlan:
         if isinstance(keys, str | bytes):
@@ -55,10 +66,10 @@ class KeyPlacer:
             )
         if not isinstance(keys, Iterable):
             raise ConfigValidationError(f"multi_get takes a collection of keys, not {type(keys).__name__}")
-        placed: dict[KeyInput, PlacedKey] = {}
+        placed: dict[KeyInput, PlacedKey | None] = {}
         by_shard: dict[int, dict[bytes, None]] = {}
         for key in keys:
-            where = self.place(key, context)
-            placed[key] = where
-            by_shard.setdefault(where.db_id, {})[where.stored] = None
+            where = placed[key] = self.find(key, context)
+            if where is not None:
+                by_shard.setdefault(where.db_id, {})[where.stored] = None
         return LookupPlan(placed=placed, by_shard={db_id: list(stored) for db_id, stored in by_shard.items()})

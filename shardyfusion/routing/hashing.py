@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shardyfusion.errors import ConfigValidationError
+from shardyfusion.routing.cel.tree import CelType
 from shardyfusion.serde.keys import shown, type_hint
 from shardyfusion.type_defs import KeyInput, RoutingContext, require
 
@@ -52,6 +53,10 @@ class HashRouter:
 
     def __post_init__(self) -> None:
         require(self.num_dbs > 0, f"num_dbs must be positive, not {self.num_dbs}")
+
+    @property
+    def context_columns(self) -> Mapping[str, CelType]:
+        return {}
 
     def route(self, key: KeyInput, context: RoutingContext | None = None) -> int:
         """The shard of one key. `context` plays no part in hash routing."""

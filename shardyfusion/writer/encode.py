@@ -18,6 +18,9 @@ from shardyfusion.errors import (
     ShardyfusionError,
     ValueEncodingError,
 )
+from shardyfusion.routing.cel.columns import declared_column, declared_keys
+from shardyfusion.routing.cel.router import KEY
+from shardyfusion.routing.cel.tree import CelType
 from shardyfusion.serde.columns import looks_converted
 from shardyfusion.serde.key_columns import KeyProblems, encode_key_column
 from shardyfusion.stage_clock import StageClock, add_up
@@ -48,6 +51,8 @@ class PartitionReport:
     payload_bytes: int = 0
     converted: str | None = None
     problems: KeyProblems | None = None
+    nulls: Mapping[str, int] = field(default_factory=dict[str, int])
+    """Missing values of the columns that the router needs, by column."""
     error: ShardyfusionError | None = None
     seconds: Mapping[str, float] = field(default_factory=dict[str, float])
     """By stage of the task."""
@@ -141,7 +146,7 @@ def _route_partition(frame: pd.DataFrame, partition: int, plan: EncodePlan, cloc
     try:
         with clock.stage("keys"):
             keys = encode_key_column(
-                key_column(frame, plan.input.key_col),
+                column_or_index(frame, plan.input.key_col),
                 plan.key_encoding,
                 min_bytes=plan.min_key_bytes,
                 max_bytes=plan.max_key_bytes,
@@ -149,9 +154,12 @@ def _route_partition(frame: pd.DataFrame, partition: int, plan: EncodePlan, cloc
         if keys.problems:
             return _stopped(partition, frame, plan, problems=keys.problems)
         with clock.stage("route"):
-            shards = plan.router.route_arrow(keys.values, {})
+            columns = context_columns(frame, keys.values, plan.router.context_columns, plan.input.key_col)
+            if nulls := null_counts(columns):
+                return _stopped(partition, frame, plan, nulls=nulls)
+            shards = plan.router.route_arrow(keys.values, columns)
             if plan.verify_routing:
-                verify_sample(keys.values, shards, plan, partition)
+                verify_sample(keys.values, columns, shards, plan, partition)
         with clock.stage("values"):
             values = _encode_values(frame, keys.values, plan, partition)
     except MemoryError:
@@ -172,17 +180,35 @@ def as_data(exc: Exception, doing: str) -> ShardyfusionError:
     return ComputeError(f"{doing} failed with {type(exc).__name__}: {exc}", raised_at=f"{last.filename}:{last.lineno}")
 
 
-def key_column(frame: pd.DataFrame, key_col: str) -> Any:
-    """The key column, which may be the named index."""
-    return frame[key_col] if key_col in frame.columns else frame.index
+def column_or_index(frame: pd.DataFrame, name: str) -> Any:
+    """A column, which may be the named index."""
+    return frame[name] if name in frame.columns else frame.index
 
 
-def verify_sample(keys: pa.Array, shards: Integers, plan: EncodePlan, partition: int) -> None:
+def context_columns(
+    frame: pd.DataFrame, keys: pa.Array, columns: Mapping[str, CelType], key_col: str
+) -> dict[str, pa.Array]:
+    """The columns that a router needs beside the keys, in the types that it declares. They may hold nulls."""
+    return {
+        name: declared_keys(keys, kind, name)
+        if name in (KEY, key_col)
+        else declared_column(column_or_index(frame, name), kind, name)
+        for name, kind in columns.items()
+    }
+
+
+def null_counts(columns: Mapping[str, pa.Array]) -> dict[str, int]:
+    return {name: column.null_count for name, column in columns.items() if column.null_count}
+
+
+def verify_sample(
+    keys: pa.Array, columns: Mapping[str, pa.Array], shards: Integers, plan: EncodePlan, partition: int
+) -> None:
     """Route evenly spread rows again with the scalar router that readers use; the two are independent code."""
     step = max(1, len(keys) // ROUTING_SAMPLE_ROWS)
     for row in range(0, min(len(keys), step * ROUTING_SAMPLE_ROWS), step):
         key = keys[row].as_py()
-        expected = plan.router.route(key)
+        expected = plan.router.route(key, {name: column[row].as_py() for name, column in columns.items()})
         if expected != int(shards[row]):
             raise ShardAssignmentError(
                 "the writer's router and the reader's router disagree; this is a bug in routing, nothing was published",
@@ -263,11 +289,12 @@ def _stopped(
     *,
     error: ShardyfusionError | None = None,
     problems: KeyProblems | None = None,
+    nulls: Mapping[str, int] | None = None,
 ) -> _Routed:
     import numpy as np
 
     nothing = np.zeros(plan.num_dbs, dtype=np.int64)
-    report = PartitionReport(partition=partition, rows=len(frame), problems=problems, error=error)
+    report = PartitionReport(partition=partition, rows=len(frame), problems=problems, nulls=nulls or {}, error=error)
     return _Routed(report=report, rows=None, order=nothing[:0], ends=nothing)
 
 
@@ -289,18 +316,40 @@ def combine_reports(reports: Sequence[PartitionReport], plan: EncodePlan) -> Tal
         counts=counts,
         digests=digests,
         converted=next((report.converted for report in reports if report.converted), None),
-        error=next((report.error for report in reports if report.error), None) or _key_error(reports, plan),
+        error=reported_error(reports, plan.input.key_col),
     )
 
 
-def _key_error(reports: Sequence[PartitionReport], plan: EncodePlan) -> InputDataError | None:
+def reported_error(reports: Sequence[PartitionReport], key_col: str) -> ShardyfusionError | None:
+    """The first error in the order of the reports, or what is wrong with keys and columns of all of them."""
+    error = next((report.error for report in reports if report.error), None)
+    return error or _key_error(reports, key_col) or _null_error(reports)
+
+
+def _null_error(reports: Sequence[PartitionReport]) -> InputDataError | None:
+    first = next((report for report in reports if report.nulls), None)
+    if first is None:
+        return None
+    name = next(iter(first.nulls))
+    nulls = sum(report.nulls.get(name, 0) for report in reports)
+    return InputDataError(
+        f"column {name!r}, by which rows are routed, is null in {nulls} of {sum(report.rows for report in reports)} "
+        f"rows, first in partition {first.partition}; a CEL column has no nulls, so fill them (fillna) or filter these "
+        "rows. No shard was built",
+        column=name,
+        nulls=nulls,
+        partition=first.partition,
+    )
+
+
+def _key_error(reports: Sequence[PartitionReport], key_col: str) -> InputDataError | None:
     problems = sum((report.problems for report in reports if report.problems), KeyProblems())
     if not problems:
         return None
     first = next(report.partition for report in reports if report.problems)
     return InputDataError(
-        f"{problems.describe(plan.input.key_col)}; first in partition {first}. No shard was built",
-        column=plan.input.key_col,
+        f"{problems.describe(key_col)}; first in partition {first}. No shard was built",
+        column=key_col,
         nulls=problems.nulls,
         invalid=problems.invalid,
         partition=first,

@@ -112,7 +112,17 @@ def shard_plan(config: WriteConfig, *, run_id: str, request: str, start: BuildSt
     )
 
 
-_CONTENT_OPTIONS = ("num_dbs", "max_keys_per_shard", "key_encoding", "on_duplicate_key", "custom")
+_CONTENT_OPTIONS = (
+    "num_dbs",
+    "max_keys_per_shard",
+    "cel_expr",
+    "cel_columns",
+    "routing_values",
+    "infer_routing_values_from_data",
+    "key_encoding",
+    "on_duplicate_key",
+    "custom",
+)
 
 
 def request_fingerprint(config: WriteConfig, input: ColumnWriteInput, columns: Mapping[Any, Any]) -> str:

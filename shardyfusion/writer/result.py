@@ -51,13 +51,16 @@ class BuildResult:
     """A published snapshot.
 
     `rows` are those stored (`input_rows` less dropped duplicates), `payload_bytes` the key and value bytes, `db_bytes`
-    the size of the shards as stored, `attempts` how often each shard was tried, by shard number.
+    the size of the shards as stored, `attempts` how often each shard was tried, by shard number. `routing` says how
+    rows found their shard: `"hash"`, or by which path an expression was evaluated, `"cel, vectorised"` (columns at a
+    time) or `"cel, memoised"` (once for each distinct tuple of its columns).
     """
 
     run_id: str
     manifest_ref: ManifestRef
     winners: tuple[ShardAttempt, ...]
     num_dbs: int
+    routing: str
     input_rows: int
     seconds: WriteSeconds
     attempts: Mapping[int, int] = field(default_factory=dict[int, int])

@@ -100,11 +100,11 @@ class _Evaluation:
         if len(args) == 1:
             values = pa.array(args[0])
             encoded = values.dictionary_encode()
-            found, failed = _mapped(FUNCTIONS[name, kind], result, encoded.dictionary.to_pylist())
+            found, failed = mapped(FUNCTIONS[name, kind], result, encoded.dictionary.to_pylist())
             at = encoded.indices.to_numpy()
             spread = found[at] if isinstance(found, np.ndarray) else found.take(encoded.indices)
             return spread, None if failed is None else failed[at]
-        return _mapped(FUNCTIONS[name, kind], result, *(pa.array(arg).to_pylist() for arg in args))
+        return mapped(FUNCTIONS[name, kind], result, *(pa.array(arg).to_pylist() for arg in args))
 
     def _bools(self, expr: Expr) -> tuple[Mask, Mask]:
         """The values of a bool, false where it failed, and where it did."""
@@ -150,7 +150,8 @@ class _Evaluation:
         return Column(found, _either(wanted.failed, *(element.failed for element in elements)))
 
 
-def _mapped(function: Callable[..., Any], result: str, *args: list[Any]) -> tuple[Any, Failed]:
+def mapped(function: Callable[..., Any], result: str, *args: list[Any]) -> tuple[Any, Failed]:
+    """What `function` makes of one row of the lists after the other: values of the type `result`."""
     values: list[Any] = []
     failed: list[int] = []
     nothing = {"string": "", "bytes": b""}.get(result, 0)

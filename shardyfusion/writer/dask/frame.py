@@ -6,6 +6,7 @@ What the tasks do is in `writer/encode.py` and `writer/shard.py`; nothing here t
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -68,6 +69,19 @@ def count_rows(ddf: dd.DataFrame, key_col: str) -> int:
     keys = ddf[[key_col]] if key_col in ddf.columns else ddf[[]]
     lengths = keys.map_partitions(len, meta=pd.Series([], dtype="int64"))
     return int(_compute(lengths, {}).sum())
+
+
+def compute_partitions(
+    ddf: dd.DataFrame, columns: Sequence[str], work: Callable[[pd.DataFrame, int], Any]
+) -> list[Any]:
+    """What `work` gives for each partition and its number, by one pass over these columns (and the index) only."""
+    parts: Any = ddf[list(columns)].optimize()
+    token = uuid.uuid4().hex
+    name = f"shardyfusion-survey-{token}"
+    tasks: dict[Any, Any] = {(name, number): (work, key, number) for number, key in enumerate(parts.__dask_keys__())}
+    collect = f"shardyfusion-surveyed-{token}"
+    tasks[collect] = (_listed, *[(name, number) for number in range(parts.npartitions)])
+    return _compute(Delayed(collect, HighLevelGraph.from_collections(collect, tasks, dependencies=[parts])), {})
 
 
 def compute_write(
@@ -168,6 +182,10 @@ class _WriteGraph:
 
     def _name(self, step: str) -> str:
         return f"shardyfusion-{step}-{self._plan.token}"
+
+
+def _listed(*items: Any) -> list[Any]:
+    return list(items)
 
 
 def _constant(box: list[Any]) -> Any:

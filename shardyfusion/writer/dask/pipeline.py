@@ -1,10 +1,12 @@
-"""`write_hash_sharded`, from request to published snapshot.
+"""`write_hash_sharded` and `write_cel_sharded`, from request to published snapshot.
 
-It reads like docs/architecture.md, "The path of the data"; the Dask graph itself is in `frame.py`.
+It reads like docs/architecture.md, "The path of the data"; the Dask graph itself is in `frame.py`, what the ways of
+sharding differ in is in `routers.py`.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 import warnings
@@ -12,24 +14,29 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import singledispatch
 
 import dask.dataframe as dd
 
 from shardyfusion.commits import BuildStart, CommitLog, CommitRecord, Patience
-from shardyfusion.config import MAX_NUM_DBS, ColumnWriteInput, DaskWriteOptions, HashShardedWriteConfig, WriteConfig
+from shardyfusion.config import (
+    CelShardedWriteConfig,
+    ColumnWriteInput,
+    DaskWriteOptions,
+    HashShardedWriteConfig,
+    WriteConfig,
+)
 from shardyfusion.errors import ConfigValidationError, ShardCoverageError, ShardyfusionError, StorageError
 from shardyfusion.layout import run_directory
 from shardyfusion.manifest import ShardingSpec
 from shardyfusion.routing import Router
-from shardyfusion.routing.hashing import HashRouter
 from shardyfusion.run_registry import RunLease
 from shardyfusion.stage_clock import add_up
 from shardyfusion.storage import ObjectStore, open_store
-from shardyfusion.type_defs import require, require_type
+from shardyfusion.type_defs import require_type
 from shardyfusion.writer.dask.exchange import choose_exchange
-from shardyfusion.writer.dask.frame import FrameFacts, compute_write, count_rows
+from shardyfusion.writer.dask.frame import FrameFacts, compute_write
 from shardyfusion.writer.dask.request import check_request
+from shardyfusion.writer.dask.routers import resolve_router
 from shardyfusion.writer.encode import Tally
 from shardyfusion.writer.outcome import (
     Outcome,
@@ -45,6 +52,8 @@ from shardyfusion.writer.publish import publish_errors, publish_snapshot, sweep_
 from shardyfusion.writer.result import BuildResult, WriteSeconds
 from shardyfusion.writer.seals import Seal, find_seals, unsealed_shards
 from shardyfusion.writer.shard import ShardResult
+
+_log = logging.getLogger(__name__)
 
 _SHOWN_SHARDS = 20
 
@@ -74,29 +83,40 @@ def write_hash_sharded(
         raise ConfigValidationError(
             f"config is a {type(config).__name__}; write_hash_sharded needs a HashShardedWriteConfig"
         )
+    return _write(ddf, config, input, options)
+
+
+def write_cel_sharded(
+    ddf: dd.DataFrame,
+    config: CelShardedWriteConfig,
+    input: ColumnWriteInput,
+    options: DaskWriteOptions | None = None,
+) -> BuildResult:
+    """Turn a Dask DataFrame into a snapshot sharded by a CEL expression over its columns, and publish it.
+
+    Like `write_hash_sharded` in all else. The input is evaluated once where `routing_values` or `num_dbs` are given;
+    else a pass over the columns that the expression names comes before.
+
+    Raises:
+        ConfigValidationError: the request cannot work, as where a column's dtype is not of its declared type.
+        InputDataError: also where the expression has no value for a row, or one that names no shard, and where a
+            column that it names has nulls; nothing was published.
+        And what `write_hash_sharded` raises.
+    """
+    if not isinstance(config, CelShardedWriteConfig):
+        raise ConfigValidationError(
+            f"config is a {type(config).__name__}; write_cel_sharded needs a CelShardedWriteConfig"
+        )
+    return _write(ddf, config, input, options)
+
+
+def _write(
+    ddf: dd.DataFrame, config: WriteConfig, input: ColumnWriteInput, options: DaskWriteOptions | None
+) -> BuildResult:
     options = DaskWriteOptions() if options is None else options
     require_type(input, ColumnWriteInput, "input")
     require_type(options, DaskWriteOptions, "options")
     return _Write(ddf, config, input, options).run()
-
-
-@singledispatch
-def resolve_router(config: WriteConfig, ddf: dd.DataFrame, input: ColumnWriteInput) -> tuple[Router, ShardingSpec]:
-    """How rows find their shard: the only step before the write itself that may need a pass over the data."""
-    raise ConfigValidationError(f"no routing strategy for {type(config).__name__}")
-
-
-@resolve_router.register
-def _(config: HashShardedWriteConfig, ddf: dd.DataFrame, input: ColumnWriteInput) -> tuple[Router, ShardingSpec]:
-    num_dbs = config.num_dbs
-    if num_dbs is None:
-        assert config.max_keys_per_shard is not None  # noqa: S101 (the config is valid once built)
-        num_dbs = max(1, -(-count_rows(ddf, input.key_col) // config.max_keys_per_shard))
-    require(
-        num_dbs <= MAX_NUM_DBS,
-        f"max_keys_per_shard={config.max_keys_per_shard} comes to {num_dbs} shards; {MAX_NUM_DBS} is the most",
-    )
-    return HashRouter(num_dbs), ShardingSpec(strategy="hash")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +164,7 @@ class _Write:
                 sweep_losers(run.store, outcome, run.run_dir)
             run.lease.finish(manifest_ref=record.manifest_ref)
         if built and built.tally.converted:
-            warnings.warn(built.tally.converted, stacklevel=3)  # the caller of write_hash_sharded
+            warnings.warn(built.tally.converted, stacklevel=4)  # the caller of write_hash_sharded
         return self._result(record, outcome, built)
 
     @contextmanager
@@ -214,6 +234,7 @@ class _Write:
         """Encode, place and build every shard; then check that nothing was lost on the way."""
         with self._timed("plan"):
             router, sharding = resolve_router(self._config, self._ddf, self._input)
+            _log.info("run %s: rows are routed by %s to %d shards", run.run_id, self._config.routing, router.num_dbs)
             exchange = choose_exchange(
                 self._options.shuffle, self._ddf.npartitions, router.num_dbs, self._config.local_root
             )
@@ -230,7 +251,7 @@ class _Write:
             )
         with self._timed("build"), self._naming_what_is_missing(run, router.num_dbs):
             tally, results = compute_write(
-                self._ddf, self._needed_columns(facts), plan, exchange, self._options, self._config.shard_id_col
+                self._ddf, self._needed_columns(facts, router), plan, exchange, self._options, self._config.shard_id_col
             )
         for error in (tally.error, *(result.error for result in results)):
             if error is not None:
@@ -262,10 +283,11 @@ class _Write:
             overtaken=run.overtaken,
         )
 
-    def _needed_columns(self, facts: FrameFacts) -> list[str]:
-        """Only what the key and the value need is read; the index always comes along."""
+    def _needed_columns(self, facts: FrameFacts, router: Router) -> list[str]:
+        """Only what the key, its shard and the value need is read; the index always comes along."""
         wanted = self._input.value_spec.columns
-        return [name for name in facts.columns if wanted is None or name in wanted or name == self._input.key_col]
+        routed = {self._input.key_col, *router.context_columns}
+        return [name for name in facts.columns if wanted is None or name in wanted or name in routed]
 
     def _make_outcome(self, run: _Run, built: _Built) -> Outcome:
         """What was reused counts from when it was started: its rows may be as old as that."""
@@ -308,6 +330,7 @@ class _Write:
             manifest_ref=record.to_ref(),
             winners=outcome.winners,
             num_dbs=outcome.num_dbs,
+            routing=self._config.routing,
             input_rows=outcome.input_rows,
             seconds=seconds,
             attempts={result.db_id: result.attempts for result in results if result.attempts},

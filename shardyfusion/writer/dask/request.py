@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from shardyfusion.config import ColumnWriteInput, DaskWriteOptions, WriteConfig
+from shardyfusion.config import CelShardedWriteConfig, ColumnWriteInput, DaskWriteOptions, WriteConfig
+from shardyfusion.routing.cel.columns import check_column_dtype, check_key_column_dtype
+from shardyfusion.routing.cel.router import KEY
 from shardyfusion.serde.key_columns import check_key_dtype
 from shardyfusion.type_defs import require
 from shardyfusion.writer.dask.exchange import is_in_process, scheduler_kind
@@ -29,6 +31,8 @@ def check_request(ddf: Any, config: WriteConfig, input: ColumnWriteInput, option
         "config.shard_id_col",
     )
     check_key_dtype(facts.dtypes[key_col], config.key_encoding, key_col)
+    if isinstance(config, CelShardedWriteConfig):
+        _check_routing_columns(config, facts, key_col)
     input.value_spec.check_columns(facts.columns, facts.dtypes)
     address, scheduler = config.address(), scheduler_kind()
     config.adapter_factory.check(address)
@@ -43,3 +47,22 @@ def check_request(ddf: Any, config: WriteConfig, input: ColumnWriteInput, option
         f"shuffle='p2p' needs a distributed client, not {scheduler}; use 'auto', 'direct', 'disk' or 'tasks'",
     )
     return facts
+
+
+def _check_routing_columns(config: CelShardedWriteConfig, facts: FrameFacts, key_col: str) -> None:
+    """Every column that the expression names is there, and of a dtype that can hold its declared type."""
+    for name, kind in config.program.columns.items():
+        require(
+            name != KEY or key_col == KEY or KEY not in facts.dtypes,
+            f"cel_expr {config.cel_expr!r} names {KEY!r}, which is the key column, and the data has another column of "
+            f"that name; rename it, or write {key_col!r} in the expression",
+        )
+        if name in (KEY, key_col):
+            check_key_column_dtype(facts.dtypes[key_col], kind, name)
+            continue
+        require(
+            name in facts.dtypes,
+            f"cel_expr {config.cel_expr!r} names {name!r}, which is no column or named index; there are "
+            f"{', '.join(map(str, facts.dtypes))}",
+        )
+        check_column_dtype(facts.dtypes[name], kind, name)
