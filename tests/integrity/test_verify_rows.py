@@ -18,6 +18,9 @@ from shardyfusion.errors import (
 from shardyfusion.manifest import Manifest, ShardRecord
 from shardyfusion.operations import verify
 from shardyfusion.operations.verify_rows import RowScan
+from shardyfusion.routing.cel.program import compile_program
+from shardyfusion.routing.cel.router import CelRouter
+from shardyfusion.routing.cel.tree import CelType
 from shardyfusion.routing.hashing import HashRouter
 from shardyfusion.serde.keys import KeyEncoding
 from shardyfusion.serde.row_digest import format_digest, row_hash
@@ -28,6 +31,10 @@ from tests.reader.snapshots import build, commit
 @pytest.fixture
 def prefix() -> str:
     return f"memory://{uuid4().hex}/snap"
+
+
+def of_the_key(expression: str, kind: CelType) -> CelRouter:
+    return CelRouter(compile_program(expression, {"key": kind}), 5)
 
 
 def published(prefix: str, wrong: Any) -> None:
@@ -137,11 +144,21 @@ def test_answers_that_contradict_each_other(prefix, lie, mode, says):
     assert all(says in (shard.problem or "") for shard in damaged), damaged
 
 
-@pytest.mark.parametrize("encoding", [KeyEncoding.U64BE, KeyEncoding.U32BE, KeyEncoding.UTF8])
-def test_with_and_without_columns_the_answer_is_the_same(encoding):
+@pytest.mark.parametrize(
+    ("encoding", "router"),
+    [
+        (KeyEncoding.U64BE, HashRouter(5)),
+        (KeyEncoding.U32BE, HashRouter(5)),
+        (KeyEncoding.UTF8, HashRouter(5)),
+        (KeyEncoding.U64BE, of_the_key("key % 5", CelType.INT)),
+        (KeyEncoding.U32BE, of_the_key("[key % 5u][0]", CelType.UINT)),
+        (KeyEncoding.UTF8, of_the_key("shard_hash(key) % 5u", CelType.STRING)),
+        (KeyEncoding.UTF8, of_the_key("shard_hash(key + b'x') % 5u", CelType.BYTES)),
+    ],
+)
+def test_with_and_without_columns_the_answer_is_the_same(encoding, router):
     """An installation for readers has neither numpy nor pyarrow."""
     rng = random.Random(11)
-    router = HashRouter(5)
     spelled: list[int | str] = [rng.randrange(2**32) for _ in range(500)]
     if encoding is KeyEncoding.UTF8:
         spelled = [f"é{key}" for key in spelled]
@@ -163,12 +180,15 @@ def test_with_and_without_columns_the_answer_is_the_same(encoding):
             misplaced.add(sorted([*rows[:5], (stray, b"")]))
 
 
-def test_a_key_that_cannot_be_routed_is_damage(prefix):
+@pytest.mark.parametrize(
+    "router", [HashRouter(1), of_the_key("key / 5u", CelType.UINT), of_the_key("key", CelType.INT)]
+)
+def test_a_key_that_cannot_be_routed_is_damage(router):
     record = ShardRecord(db_id=0, db_url="u", attempt=0, row_count=1, db_bytes=0)
     for vectorised in (True, False):
         scan = RowScan(
             record,
-            router=HashRouter(1),
+            router=router,
             encoding=KeyEncoding.U64BE,
             damaged=ShardUnavailableError,
             vectorised=vectorised,

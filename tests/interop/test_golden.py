@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shardyfusion.errors import ConfigValidationError, ShardUnavailableError
+from shardyfusion.errors import ConfigValidationError, ShardUnavailableError, UnknownRoutingTokenError
 from shardyfusion.reader import ShardedReader
 from shardyfusion.slatedb_adapter import SlateDbReaderFactory
 from shardyfusion.sqlite_adapter import SqliteReaderFactory
@@ -91,10 +91,40 @@ def test_copied_to_another_bucket_and_prefix(s3_client, s3_prefix, golden, expec
     check_reads_back(f"{s3_prefix}/{name}", expected, name)
 
 
+def contexts_of(expected: dict, name: str) -> dict:
+    """The routing context of each key; None where the key is enough."""
+    names = set(expected[name]["cel"]["cel_columns"])
+    return {
+        key: None if names == {"key"} else {"region": region, "tier": tier, "more": "ignored"}
+        for key, region, tier, _ in expected[name]["rows"]
+    }
+
+
 @pytest.mark.parametrize("name", CEL)
-def test_cel_snapshots_are_refused_clearly(bucket, name):
-    with pytest.raises(ConfigValidationError, match="CEL"):
-        ShardedReader(f"s3://{bucket}/{name}")
+@pytest.mark.parametrize("place", ["s3", "directory"])
+def test_cel_snapshots_read_back(golden, bucket, expected, name, place):
+    rows, contexts = rows_of(expected, name), contexts_of(expected, name)
+    with ShardedReader(f"s3://{bucket}/{name}" if place == "s3" else golden / "bucket" / name) as reader:
+        info = reader.snapshot_info()
+        assert (info.sharding, info.rows, info.key_encoding.value) == ("cel", len(rows), expected[name]["key_encoding"])
+        assert {key: reader.get(key, contexts[key]) for key in rows} == rows
+        scanned = [dict(reader.scan(db_id)) for db_id in range(info.num_dbs)]
+        assert [len(shard) for shard in scanned] == [details.row_count for details in reader.shard_details()]
+        encode = info.key_encoding.encode
+        assert all(scanned[reader.route_key(key, contexts[key])][encode(key)] == rows[key] for key in rows)
+        for context in {str(context): context for context in contexts.values()}.values():
+            together = [key for key in rows if contexts[key] == context]
+            assert reader.multi_get(together, context) == {key: rows[key] for key in together}
+
+
+def test_what_no_shard_of_a_cel_snapshot_is_for_is_absent(golden, expected):
+    key = next(iter(rows_of(expected, "cel_categorical_sqlite")))
+    with ShardedReader(golden / "bucket" / "cel_categorical_sqlite") as reader:
+        assert reader.get(key, {"region": "mars"}) is None
+        with pytest.raises(UnknownRoutingTokenError, match="'mars'"):
+            reader.route_key(key, {"region": "mars"})
+        with pytest.raises(ConfigValidationError, match="routing_context has no 'region'"):
+            reader.get(key)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from shardyfusion import (
+    CelShardedWriteConfig,
     ColumnWriteInput,
     HashShardedWriteConfig,
     KeyEncoding,
@@ -24,6 +25,7 @@ from shardyfusion import (
     ValueSpec,
 )
 from shardyfusion.commits import CommitLog
+from shardyfusion.config import WriteConfig
 from shardyfusion.errors import (
     ConfigValidationError,
     PublishManifestError,
@@ -33,7 +35,7 @@ from shardyfusion.errors import (
 )
 from shardyfusion.layout import run_directory
 from shardyfusion.storage import StoreAddress, open_store
-from shardyfusion.writer.dask import write_hash_sharded
+from shardyfusion.writer.dask import BuildResult, write_cel_sharded, write_hash_sharded
 from tests.writer.frames import contents, frame_of, make_rows, object_names, parquet_frame
 
 BINARY = ColumnWriteInput("key", ValueSpec.binary_col("v"))
@@ -90,6 +92,33 @@ def test_what_is_published_keeps_to_the_format(
         num_dbs=11, s3_prefix=prefix, adapter_factory=BACKENDS[backend], custom={"team": "x"}
     )
     result = write_hash_sharded(simple(), config, BINARY)
+    sharding = {
+        "cel_columns": None, "cel_expr": None, "hash_algorithm": "xxh3_64", "routing_values": None, "strategy": "hash",
+    }  # fmt: skip
+    assert result.num_dbs == 11
+    check_format(config, result, backend, sharding)
+
+
+@pytest.mark.parametrize(
+    ("options", "values"),
+    [({"num_dbs": 11}, None), ({"routing_values": [*range(11)]}, [*range(11)]), ({"infer_routing_values_from_data": True}, [1, 2, 3, 4])],
+)  # fmt: skip
+def test_what_is_published_by_an_expression_keeps_to_the_format(
+    options: dict[str, Any], values: list[int] | None, tmp_path: Path
+) -> None:
+    config = CelShardedWriteConfig(
+        s3_prefix=tmp_path / "snap", cel_expr="key", cel_columns={"key": "int", "v": "string"}, custom={"team": "x"},
+        adapter_factory=BACKENDS["sqlite"], **options,
+    )  # fmt: skip
+    result = write_cel_sharded(simple(), config, BINARY)
+    sharding = {
+        "cel_columns": {"key": "int"}, "cel_expr": "key", "hash_algorithm": "xxh3_64", "routing_values": values, "strategy": "cel",
+    }  # fmt: skip
+    check_format(config, result, "sqlite", sharding)
+
+
+def check_format(config: WriteConfig, result: BuildResult, backend: str, sharding: dict[str, Any]) -> None:
+    prefix = str(config.s3_prefix)
     opened = open_store(config.address())
     pointer = json.loads(opened.get("_CURRENT").body)
     manifest_name = pointer["manifest_ref"].removeprefix(opened.url + "/")
@@ -103,13 +132,12 @@ def test_what_is_published_keeps_to_the_format(
     ids = [shard["db_id"] for shard in shards]
     assert ids == sorted(set(ids))
     assert 0 < len(ids) <= 4
-    assert max(ids) < meta["num_dbs"] == 11
+    assert max(ids) < meta["num_dbs"] == result.num_dbs
     assert sum(shard["row_count"] for shard in shards) == 4
     # 2. format version and the five sharding keys
     assert meta["format_version"] == 4
-    assert json.loads(meta["sharding"]) == {
-        "cel_columns": None, "cel_expr": None, "hash_algorithm": "xxh3_64", "routing_values": None, "strategy": "hash",
-    }  # fmt: skip
+    assert json.loads(meta["sharding"]) == sharding
+    assert sharding["routing_values"] is None or len(sharding["routing_values"]) == meta["num_dbs"]
     # 3. a fresh checkpoint id for each shard
     checkpoints = {shard["checkpoint_id"] for shard in shards}
     assert len(checkpoints) == len(shards)
