@@ -9,7 +9,7 @@ import click
 
 from shardyfusion.cli.group import ExitCodes, connection, connection_options
 from shardyfusion.cli.operate import cleanup, rollback
-from shardyfusion.cli.report import history_rows, info_fields, parse_key, show_value, table
+from shardyfusion.cli.report import history_rows, info_fields, parse_context, parse_key, show_value, table
 from shardyfusion.cli.runs import runs
 from shardyfusion.cli.verify import verify
 from shardyfusion.reader import ShardedReader
@@ -38,7 +38,7 @@ def info(prefix: str, as_json: bool, endpoint_url: str | None, region: str | Non
         return
     shards = fields.pop("shard_details")
     for name, value in fields.items():
-        click.echo(f"{name + ':':<14} {'-' if value is None else value}")
+        click.echo(f"{name + ':':<17} {'-' if value is None else value}")
     click.echo()
     click.echo(table(("db_id", "row_count", "db_bytes", "db_url"), shards))
 
@@ -53,12 +53,29 @@ def info(prefix: str, as_json: bool, endpoint_url: str | None, region: str | Non
     show_default=True,
     help="How to read KEY. auto: an integer where the snapshot's keys are integers, else text. hex: the stored bytes.",
 )
+@click.option(
+    "--context",
+    "entries",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="A column's value, for snapshots that CEL shards by more than the key; bytes in hex. May be repeated.",
+)
 @click.option("--raw", is_flag=True, help="Write the value's bytes as they are, without a line end.")
 @connection
-def get(prefix: str, key: str, key_type: str, raw: bool, endpoint_url: str | None, region: str | None) -> None:
+def get(
+    prefix: str,
+    key: str,
+    key_type: str,
+    entries: tuple[str, ...],
+    raw: bool,
+    endpoint_url: str | None,
+    region: str | None,
+) -> None:
     """The value of KEY, as text if it is UTF-8, else in hex. Exit code 1 if there is no such key."""
     with ShardedReader(prefix, s3_connection_options=connection_options(endpoint_url, region)) as reader:
-        value = reader.get(parse_key(key, key_type, reader.snapshot_info().key_encoding))
+        snapshot = reader.snapshot_info()
+        context = parse_context(entries, snapshot.context_columns)
+        value = reader.get(parse_key(key, key_type, snapshot.key_encoding), context)
     if value is None:
         click.echo(f"no key {key!r} in {prefix}", err=True)
         sys.exit(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from enum import Enum
 from typing import Any
@@ -76,6 +76,32 @@ def parse_key(text: str, key_type: str, encoding: KeyEncoding) -> KeyInput:
         raise ConfigValidationError(
             f"key {shown(text)} is not {wanted}; the snapshot's keys are {encoding.value}, see --key-type"
         ) from exc
+
+
+def parse_context(entries: Iterable[str], columns: Mapping[str, str]) -> dict[str, Any]:
+    """A routing context from `NAME=VALUE` texts, each value as its column's type. What is missing, readers tell."""
+    context: dict[str, Any] = {}
+    for entry in entries:
+        name, separator, text = entry.partition("=")
+        if not separator or name not in columns:
+            raise ConfigValidationError(
+                f"--context {shown(entry)} is not NAME=VALUE of {', '.join(columns) or 'a column: the key is enough'}"
+            )
+        try:
+            context[name] = _FROM_TEXT[columns[name]](text)
+        except (ValueError, KeyError) as exc:
+            raise ConfigValidationError(f"--context {shown(entry)}: {name} is {columns[name]}") from exc
+    return context
+
+
+_FROM_TEXT: Mapping[str, Callable[[str], Any]] = {
+    "int": int,
+    "uint": int,
+    "double": float,
+    "bool": {"true": True, "false": False}.__getitem__,
+    "string": str,
+    "bytes": bytes.fromhex,
+}
 
 
 def show_value(value: bytes) -> str:

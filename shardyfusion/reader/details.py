@@ -20,7 +20,8 @@ class SnapshotInfo:
 
     `prefix` is where it is read, `manifest_ref` the URL that was published; `seq` is its commit's number, None where
     only another writer's pointer names it. `shards` counts the shards with rows, out of `num_dbs`; `backend` is None
-    for an empty snapshot that does not record one. `custom` is what the writer's config stored there. `fallback_from`
+    for an empty snapshot that does not record one. `context_columns` are what lookups need in `routing_context`, with
+    their types; empty where the key is enough. `custom` is what the writer's config stored there. `fallback_from`
     is set where this is an older snapshot: the URL of the newest manifest, which could not be read.
     """
 
@@ -36,6 +37,7 @@ class SnapshotInfo:
     db_bytes: int
     key_encoding: KeyEncoding
     sharding: Literal["hash", "cel"]
+    context_columns: Mapping[str, str]
     backend: BackendName | None
     custom: Mapping[str, Any]
     fallback_from: str | None = None
@@ -68,7 +70,13 @@ class ShardDetails:
 
 
 def describe_snapshot(
-    ref: ManifestRef, manifest: Manifest, *, prefix: str, backend: BackendName | None, fallback_from: str | None
+    ref: ManifestRef,
+    manifest: Manifest,
+    *,
+    prefix: str,
+    backend: BackendName | None,
+    context_columns: Mapping[str, str],
+    fallback_from: str | None,
 ) -> SnapshotInfo:
     filled = [record for record in manifest.shards if record.db_url is not None]
     return SnapshotInfo(
@@ -84,6 +92,7 @@ def describe_snapshot(
         db_bytes=sum(record.db_bytes for record in filled),
         key_encoding=manifest.key_encoding,
         sharding=manifest.sharding.strategy,
+        context_columns=context_columns,
         backend=backend,
         custom={name: value for name, value in manifest.custom.items() if name not in RESERVED_CUSTOM},
         fallback_from=fallback_from,

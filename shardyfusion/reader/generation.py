@@ -168,7 +168,12 @@ class Generation:
 
     def describe(self, ref: ManifestRef, *, fallback_from: str | None) -> SnapshotInfo:
         return describe_snapshot(
-            ref, self.manifest, prefix=self._source.address.url, backend=self._backend, fallback_from=fallback_from
+            ref,
+            self.manifest,
+            prefix=self._source.address.url,
+            backend=self._backend,
+            context_columns={name: kind.value for name, kind in self.placer.router.context_columns.items()},
+            fallback_from=fallback_from,
         )
 
     def describe_shard(self, db_id: int) -> ShardDetails:

@@ -26,7 +26,7 @@ def router_for(sharding: ShardingSpec, num_dbs: int, key_col: str = KEY) -> Rout
     return CelRouter(
         program=compile_program(sharding.cel_expr or "", columns),
         num_dbs=num_dbs,
-        # `key` is the key where it is the only column (docs/format.md, section 7); else it is a column like others.
+        # `key` is the key where it is the only column (docs/format.md, section 12); else it is a column like others.
         key_name=KEY if set(columns) == {KEY} else key_col,
         routing_values=sharding.routing_values,
     )

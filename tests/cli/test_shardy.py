@@ -7,14 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dask
+import dask.dataframe as dd
+import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
+from shardyfusion import CelShardedWriteConfig, ColumnWriteInput, SqliteFactory, ValueSpec
 from shardyfusion.cli import app
 from shardyfusion.cli.app import shardy
 from shardyfusion.layout import CURRENT, JSON_TYPE
 from shardyfusion.serde.keys import KeyEncoding
 from shardyfusion.storage import StoreAddress, open_store
+from shardyfusion.writer.dask import write_cel_sharded
 from tests.reader.snapshots import build, commit, publish
 
 
@@ -49,6 +54,30 @@ def test_get_of_integer_keys(prefix):
     assert run("get", prefix, "0000000000000007", "--key-type", "hex").stdout == "é\n"
     absent = run("get", prefix, "10")
     assert (absent.exit_code, absent.stdout, absent.stderr) == (1, "", f"no key '10' in {prefix}\n")
+
+
+def test_get_with_a_context(prefix):
+    kinds = {"i": "int", "u": "uint", "d": "double", "p": "bool", "s": "string", "b": "bytes"}
+    row = {"i": -3, "u": 2**63, "d": 0.5, "p": True, "s": "a=b", "b": b"\xff"}
+    frame = pd.DataFrame({"id": [7], "v": ["seven"]} | {name: pd.Series([value]) for name, value in row.items()})
+    frame["u"] = frame["u"].astype("uint64")
+    expression = "i == -3 && u > 9u && d == 0.5 && p && s == 'a=b' && b == b'\\xff' ? 1 : 0"
+    config = CelShardedWriteConfig(
+        s3_prefix=prefix, cel_expr=expression, cel_columns=kinds, num_dbs=2, adapter_factory=SqliteFactory()
+    )
+    with dask.config.set({"scheduler": "synchronous", "dataframe.convert-string": False}):
+        ddf = dd.from_pandas(frame, npartitions=1)
+        write_cel_sharded(ddf, config, ColumnWriteInput("id", ValueSpec.binary_col("v")))
+    given = {"i": "-3", "u": str(2**63), "d": "0.5", "p": "true", "s": "a=b", "b": "ff"}
+    context = [word for name, text in given.items() for word in ("--context", f"{name}={text}")]
+    assert run("get", prefix, "7", *context).stdout == "seven\n"
+    assert run("get", prefix, "7", *context, "--context", "i=4").exit_code == 1
+    for wrong, says in (("i=x", "i is int"), ("p=yes", "p is bool"), ("b=é", "b is bytes"), ("z=1", "NAME=VALUE of b, d"), ("i", "NAME=VALUE")):  # fmt: skip
+        refused = run("get", prefix, "7", *context, "--context", wrong)
+        assert (refused.exit_code, says in refused.stderr) == (2, True), refused.stderr
+    refused = run("get", prefix, "7")
+    assert (refused.exit_code, "routing_context has no 'b', 'd', 'i'" in refused.stderr) == (2, True)
+    assert json.loads(run("info", prefix, "--json").stdout)["context_columns"] == kinds
 
 
 def test_get_of_text_keys(prefix):

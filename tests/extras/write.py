@@ -1,4 +1,4 @@
-"""Write a small snapshot: `write.py BACKEND PREFIX`."""
+"""Write a small snapshot: `write.py BACKEND PREFIX`. `cel` is SQLite, sharded by an expression."""
 
 from __future__ import annotations
 
@@ -7,14 +7,27 @@ import sys
 import dask.dataframe as dd
 import pandas as pd
 
-from shardyfusion import ColumnWriteInput, HashShardedWriteConfig, SlateDbFactory, SqliteFactory, ValueSpec
-from shardyfusion.writer.dask import write_hash_sharded
+from shardyfusion import (
+    CelShardedWriteConfig,
+    ColumnWriteInput,
+    HashShardedWriteConfig,
+    SlateDbFactory,
+    SqliteFactory,
+    ValueSpec,
+)
+from shardyfusion.writer.dask import write_cel_sharded, write_hash_sharded
+
+EXPRESSION = "string(key).matches('^[0-4]') ? 0 : key % 2 + 1"
 
 if __name__ == "__main__":
     backend, prefix = sys.argv[1:]
     frame = pd.DataFrame({"id": range(100), "name": [f"name {i}" for i in range(100)]})
-    factory = SqliteFactory() if backend == "sqlite" else SlateDbFactory()
-    config = HashShardedWriteConfig(num_dbs=3, s3_prefix=prefix, adapter_factory=factory)
-    write_hash_sharded(
-        dd.from_pandas(frame, npartitions=2), config, ColumnWriteInput("id", ValueSpec.binary_col("name"))
-    )
+    ddf, how = dd.from_pandas(frame, npartitions=2), ColumnWriteInput("id", ValueSpec.binary_col("name"))
+    if backend == "cel":
+        by_expression = CelShardedWriteConfig(
+            s3_prefix=prefix, cel_expr=EXPRESSION, cel_columns={"key": "int"}, adapter_factory=SqliteFactory()
+        )
+        write_cel_sharded(ddf, by_expression, how)
+    else:
+        factory = SqliteFactory() if backend == "sqlite" else SlateDbFactory()
+        write_hash_sharded(ddf, HashShardedWriteConfig(num_dbs=3, s3_prefix=prefix, adapter_factory=factory), how)

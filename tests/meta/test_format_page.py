@@ -28,6 +28,8 @@ from shardyfusion import (
     ValueSpec,
 )
 from shardyfusion.errors import ConfigValidationError
+from shardyfusion.routing.cel.program import compile_program
+from shardyfusion.routing.cel.tree import CelType
 from shardyfusion.routing.hashing import HashRouter, canonical_bytes
 from shardyfusion.storage import StoreAddress, open_store
 from shardyfusion.writer.dask import write_hash_sharded
@@ -35,8 +37,9 @@ from tests.meta.test_docs import DOCS, ROOT
 
 PAGE = DOCS / "format.md"
 TABLE = re.compile(r"^<!-- (stored|vectors): (\w+) -->\n\n((?:\|.*\n)+)", re.MULTILINE)
+CELL_END = re.compile(r"(?<!\\)\|")
 TABLES = {
-    f"{kind} {name}": [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    f"{kind} {name}": [[cell.strip() for cell in CELL_END.split(line)[1:-1]] for line in table.splitlines()[2:]]
     for kind, name, table in TABLE.findall(PAGE.read_text())
 }
 CITATION = re.compile(r"""(docs/[\w/-]+\.md)(?:,\s+section\s+([\d.]*\d)|,\s+"([^"\n]+)")?""")
@@ -171,6 +174,16 @@ def test_routing_vectors() -> None:
         arrow = {int: pa.int64(), str: pa.large_string(), bytes: pa.large_binary()}[type(key)]
         column = pa.array([key], arrow)
         assert [HashRouter(count).route_arrow(column, {})[0] for count in counts] == [int(shard) for shard in shards]
+
+
+def test_cel_vectors() -> None:
+    kinds = {int: CelType.INT, str: CelType.STRING, float: CelType.DOUBLE, bool: CelType.BOOL}
+    assert len(TABLES["vectors cel"]) > 5
+    for expression, shown, result in TABLES["vectors cel"]:
+        row = ast.literal_eval(code(shown))
+        columns = {name: kinds[type(value)] for name, value in row.items()}
+        program = compile_program(code(expression).replace(r"\|", "|"), columns)
+        assert program.evaluate(row) == ast.literal_eval(code(result).replace(r"\|", "|"))
 
 
 def test_key_vectors() -> None:

@@ -82,6 +82,7 @@ def test_what_no_shard_is_for_is_absent(by_region: ShardedReader) -> None:
         ({"Region": "eu"}, "has no 'region'"),
         ({"region": None}, r"\['region'\] is None of type NoneType, and the column is string: pass a str"),
         ({"region": b"eu"}, r"of type bytes"),
+        (["region"], "routing_context is list; it must be Mapping"),
     ],
 )
 def test_a_wrong_context_is_an_error(context: Any, message: str, by_region: ShardedReader) -> None:

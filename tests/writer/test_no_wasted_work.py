@@ -10,16 +10,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from uuid import uuid4
 
 import dask
 import dask.dataframe as dd
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from shardyfusion import ColumnWriteInput, DaskWriteOptions, HashShardedWriteConfig, ValueSpec
-from shardyfusion.writer.dask import write_hash_sharded
+from shardyfusion import (
+    CelShardedWriteConfig,
+    ColumnWriteInput,
+    DaskWriteOptions,
+    HashShardedWriteConfig,
+    ValueSpec,
+)
+from shardyfusion.writer.dask import write_cel_sharded, write_hash_sharded
 from tests.writer.frames import contents
 
 PAYLOAD = ColumnWriteInput("id", ValueSpec.binary_col("payload"))
@@ -92,6 +100,39 @@ def test_more_rows_are_not_more_calls(way: Any, config: HashShardedWriteConfig, 
     calls(few, PAYLOAD)  # whatever is imported, prepared or cached
     assert calls(many, PAYLOAD) - calls(few, PAYLOAD) < 1_000
     assert calls(many, BY_PYTHON) - calls(few, BY_PYTHON) > 10_000, "it would be seen"
+
+
+EXPRESSIONS: dict[str, dict[str, Any]] = {
+    "direct": {"cel_expr": "id % 3"},
+    "hashed": {"cel_expr": "shard_hash(id) % 3u", "num_dbs": 3},
+    "inferred": {"cel_expr": "string(id % 3) + ':' + place", "infer_routing_values_from_data": True},
+    "given": {"cel_expr": "place", "routing_values": ["eu", "us"]},
+    "memoised": {"cel_expr": "[place, 'eu'].exists(x, x == 'us') ? 1 : 0"},
+}
+
+
+@pytest.mark.parametrize("name", EXPRESSIONS)
+def test_more_rows_are_not_more_calls_by_an_expression(
+    name: str, config: HashShardedWriteConfig, tmp_path: Path
+) -> None:
+    by_expression = CelShardedWriteConfig(
+        s3_prefix=config.s3_prefix,
+        adapter_factory=config.adapter_factory,
+        cel_columns={"id": "int", "place": "string"},
+        **EXPRESSIONS[name],
+    )
+
+    def calls(rows: int) -> int:
+        ddf = source(tmp_path / f"{rows}-{uuid4().hex}", rows)
+        ddf["place"] = ddf["payload"].map_partitions(places, meta=("place", "object"))
+        return calls_of(lambda: write_cel_sharded(ddf, by_expression, PAYLOAD))
+
+    calls(2_000)  # whatever is imported, prepared or cached
+    assert calls(12_000) - calls(2_000) < 1_000
+
+
+def places(column: pd.Series) -> pd.Series:
+    return pd.Series(np.where(np.arange(len(column)) % 2, "eu", "us"), index=column.index, name="place")
 
 
 @contextmanager

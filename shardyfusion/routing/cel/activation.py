@@ -9,7 +9,7 @@ from shardyfusion.errors import ConfigValidationError
 from shardyfusion.routing.cel.scalar import Row
 from shardyfusion.routing.cel.tree import CelType
 from shardyfusion.serde.keys import shown, type_hint
-from shardyfusion.type_defs import KeyInput, RoutingContext
+from shardyfusion.type_defs import KeyInput, RoutingContext, require_type
 
 _PYTHON_TYPES: Mapping[CelType, type] = {
     CelType.INT: int,
@@ -39,6 +39,8 @@ def row_of_context(columns: Mapping[str, CelType], context: RoutingContext | Non
     Raises:
         ConfigValidationError: an entry is missing, or not exactly of its column's type.
     """
+    if context is not None:
+        require_type(context, Mapping, "routing_context")
     given: Mapping[str, Any] = {} if context is None else context
     missing = [name for name in columns if name not in given]
     if missing:

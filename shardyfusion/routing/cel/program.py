@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from shardyfusion._optional import needs
 from shardyfusion.errors import ConfigValidationError
 from shardyfusion.routing.cel.check import compile_expression, type_of
 from shardyfusion.routing.cel.scalar import Evaluate, outside, scalar_evaluator
@@ -42,7 +43,7 @@ def compile_program(expression: str, columns: Mapping[str, CelType]) -> Program:
 
     Raises:
         ConfigValidationError: it is no expression, does not type-check, or gives what cannot name a shard.
-        MissingExtraError: cel-python is not installed.
+        MissingExtraError: cel-python is not installed, or google-re2, which `matches` takes.
     """
     return _compiled(expression, tuple(columns.items()))
 
@@ -58,6 +59,8 @@ def _compiled(expression: str, declared: tuple[tuple[str, CelType], ...]) -> Pro
             f"cel_expr {expression!r} gives {result}, which cannot name a shard; make it int, uint, string or bytes, "
             "for example with string(…) or … ? 1 : 0"
         )
+    if any(node.name == "matches" for node in tree.walk()):
+        needs("re2", extra="cel")
     named = {node.name for node in tree.walk() if node.kind == "column"}
     return Program(
         expression=expression,

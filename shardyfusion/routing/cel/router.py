@@ -1,4 +1,4 @@
-"""CEL routing (docs/format.md, section 7): the shard that an expression over the columns of a row names.
+"""CEL routing (docs/format.md, section 12): the shard that an expression over the columns of a row names.
 
 Light, for readers: whole columns are in `placement.py`, which is loaded when a writer first routes some.
 """

@@ -9,7 +9,7 @@ from typing import Literal
 
 
 class CelType(StrEnum):
-    """The types of columns that an expression may use, under the names of docs/format.md, section 6."""
+    """The types of columns that an expression may use, under the names of docs/format.md, section 12."""
 
     INT = "int"
     UINT = "uint"
