@@ -37,6 +37,9 @@ OPTIONAL = [
     "apsw",
     "click",
     "yaml",
+    "celpy",
+    "lark",
+    "re2",
 ]
 
 

@@ -159,6 +159,21 @@ def test_columns_and_rows_agree(routes: CelRouter, keys: pa.Array, columns: dict
 
 
 @pytest.mark.parametrize(
+    "routes",
+    [
+        router("key % 4", {"key": "int"}),
+        router("key", {"key": "string"}),
+        router("[key][0]", {"key": "int"}),
+        router("key", {"key": "string"}, values=("a",)),
+    ],
+)
+@pytest.mark.parametrize("kind", [pa.null(), pa.int64(), pa.large_string()])
+def test_no_keys_have_no_shards(routes: CelRouter, kind: pa.DataType) -> None:
+    found = routes.route_arrow(pa.array([], kind), {})
+    assert (found.tolist(), found.dtype) == ([], "int64")
+
+
+@pytest.mark.parametrize(
     ("routes", "columns", "message"),
     [
         (router("100 / key", {"key": "int"}, 101), {}, r"for key 0, has no value: divide by zero"),

@@ -61,7 +61,7 @@ class Results:
             raise self._error(
                 row,
                 f"gives {self._shown(row)}, which is not among routing_values; add it there, or set "
-                "infer_routing_values_from_data=True instead",
+                "infer_routing_values_from_data=True (if it was, the input has changed since)",
             )
         return found.to_numpy().astype(np.int64)
 

@@ -80,7 +80,7 @@ def compute_partitions(
     name = f"shardyfusion-survey-{token}"
     tasks: dict[Any, Any] = {(name, number): (work, key, number) for number, key in enumerate(parts.__dask_keys__())}
     collect = f"shardyfusion-surveyed-{token}"
-    tasks[collect] = (_listed, *[(name, number) for number in range(parts.npartitions)])
+    tasks[collect] = (_listed, *tasks)
     return _compute(Delayed(collect, HighLevelGraph.from_collections(collect, tasks, dependencies=[parts])), {})
 
 
