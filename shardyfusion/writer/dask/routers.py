@@ -22,7 +22,13 @@ from shardyfusion.routing.cel.router import KEY, CelRouter
 from shardyfusion.routing.hashing import HashRouter
 from shardyfusion.type_defs import require
 from shardyfusion.writer.dask.frame import compute_partitions, count_rows
-from shardyfusion.writer.routing_values import SurveyPlan, merged_values, survey_error, survey_partition
+from shardyfusion.writer.routing_values import (
+    SurveyedPartition,
+    SurveyPlan,
+    merged_values,
+    survey_error,
+    survey_partition,
+)
 
 
 @singledispatch
@@ -68,23 +74,24 @@ def _(config: CelShardedWriteConfig, ddf: dd.DataFrame, input: ColumnWriteInput)
 
 
 def _survey(config: CelShardedWriteConfig, ddf: dd.DataFrame, input: ColumnWriteInput) -> list[Any]:
-    """The distinct values of the expression, by one pass over the columns that it names. Where a row has none, a
-    second one reads the keys too, so that the error names the row."""
+    """The distinct values of the expression, by one pass over the columns that it names."""
     plan = SurveyPlan(
         program=config.program,
         categorical=config.categorical,
         key_col=input.key_col,
         key_encoding=config.key_encoding,
     )
-    error = None
-    for attempt in (plan, replace(plan, with_keys=True)):
-        wanted = {*plan.program.columns} | ({input.key_col} if attempt.reads_keys else set())
-        columns = [name for name in ddf.columns if name in wanted]
-        surveyed = compute_partitions(ddf, columns, partial(survey_partition, plan=attempt))
-        error = survey_error(surveyed, attempt) or error
-        if error is None:
-            return merged_values(surveyed, attempt)
-        if attempt.reads_keys or "row" not in error.facts:
-            break
-    assert error is not None  # noqa: S101 (else it was returned)
-    raise error
+    surveyed = _surveyed(ddf, plan)
+    error = survey_error(surveyed, plan)
+    if error is not None and "row" in error.facts and not plan.reads_keys:
+        # Nothing will be written: a second pass that reads the keys too finds out which row it is.
+        error = survey_error(_surveyed(ddf, replace(plan, with_keys=True)), plan) or error
+    if error is not None:
+        raise error
+    return merged_values(surveyed, plan)
+
+
+def _surveyed(ddf: dd.DataFrame, plan: SurveyPlan) -> list[SurveyedPartition]:
+    wanted = {*plan.program.columns} | ({plan.key_col} if plan.reads_keys else set())
+    columns = [name for name in ddf.columns if name in wanted]
+    return compute_partitions(ddf, columns, partial(survey_partition, plan=plan))
