@@ -310,7 +310,7 @@ def test_a_nan_of_a_numpy_column_is_a_null(memory_prefix: str) -> None:
     [
         ([1, -1], CelType.UINT, r"declared uint .* holds -1, .* declare it int"),
         (np.array([1, 2**63], "uint64"), CelType.INT, r"declared int .* holds 9223372036854775808, .* declare it uint"),
-        (np.array([1, "a", 1, 1], object), CelType.INT, r"declared int .* not of one type"),
+        (np.array([1, "a", 1, 1], object), CelType.INT, r"declared int .* not all of its values are"),
         (pd.Series(["a", "b"], dtype=object), CelType.INT, r"declared int .* declare it string"),
     ],
 )

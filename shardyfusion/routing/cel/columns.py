@@ -53,7 +53,7 @@ def declared_column(column: pd.Series[Any] | pd.Index[Any], kind: CelType, name:
         array = to_arrow(column)
     except not_arrow_errors() as exc:
         raise InputDataError(
-            f"column {name!r} is declared {kind.value} in cel_columns, and its values are not of one type: {exc}",
+            f"column {name!r} is declared {kind.value} in cel_columns, and not all of its values are: {exc}",
             column=name,
         ) from exc
     if array.null_count < len(array):
