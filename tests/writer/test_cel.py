@@ -31,7 +31,14 @@ from shardyfusion import (
     cel_sharding_by_columns,
 )
 from shardyfusion.config import MAX_NUM_DBS
-from shardyfusion.errors import ConfigValidationError, InputDataError, PublishManifestError, RunConflictError
+from shardyfusion.errors import (
+    ConfigValidationError,
+    InputDataError,
+    PublishManifestError,
+    RunConflictError,
+    ShardAssignmentError,
+)
+from shardyfusion.routing.cel import placement
 from shardyfusion.storage import open_store
 from shardyfusion.testing import StoreCall
 from shardyfusion.writer import routing_values
@@ -318,6 +325,25 @@ def test_values_that_are_not_of_the_declared_type(values: Any, kind: CelType, me
     config = cel(memory_prefix, "shard_hash(x) % 2u", cel_columns={"x": kind}, num_dbs=2)
     with pytest.raises(InputDataError, match=message):
         write(frame_of(id=range(len(values)), v=["a"] * len(values), x=values), config)
+    assert nothing_published(config)
+
+
+@pytest.mark.parametrize(
+    ("expression", "key", "read_from"), [("region", 1, 1), ("id % 3", 1, 1), ("tier == 3 ? 9 : 0", 3, None)]
+)
+def test_readers_that_would_look_elsewhere_are_found_out(
+    expression: str, key: int, read_from: int | None, memory_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nowhere_else(results: placement.Results, *_: Any) -> Any:
+        return np.zeros(len(results._values), dtype=np.int64)
+
+    for method in ("positions", "shard_ids"):
+        monkeypatch.setattr(placement.Results, method, nowhere_else)
+    options = {"routing_values": REGIONS} if expression == "region" else {"num_dbs": 3}
+    config = cel(memory_prefix, expression, **options)
+    with pytest.raises(ShardAssignmentError) as caught:
+        write(orders(), config)
+    assert caught.value.facts == caught.value.facts | {"key": key, "written_to": 0, "read_from": read_from}
     assert nothing_published(config)
 
 

@@ -83,7 +83,7 @@ def write_hash_sharded(
         raise ConfigValidationError(
             f"config is a {type(config).__name__}; write_hash_sharded needs a HashShardedWriteConfig"
         )
-    return _write(ddf, config, input, options)
+    return _run_write(ddf, config, input, options)
 
 
 def write_cel_sharded(
@@ -107,10 +107,10 @@ def write_cel_sharded(
         raise ConfigValidationError(
             f"config is a {type(config).__name__}; write_cel_sharded needs a CelShardedWriteConfig"
         )
-    return _write(ddf, config, input, options)
+    return _run_write(ddf, config, input, options)
 
 
-def _write(
+def _run_write(
     ddf: dd.DataFrame, config: WriteConfig, input: ColumnWriteInput, options: DaskWriteOptions | None
 ) -> BuildResult:
     options = DaskWriteOptions() if options is None else options
