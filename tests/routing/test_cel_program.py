@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from shardyfusion.errors import ConfigValidationError
 from shardyfusion.routing.cel import distinct
 from shardyfusion.routing.cel.columns import arrow_type
 from shardyfusion.routing.cel.distinct import distinct_tuples, evaluate_program
-from shardyfusion.routing.cel.program import Program, compile_program
+from shardyfusion.routing.cel.program import Memo, Program, compile_program
 from shardyfusion.routing.cel.tree import CelType
 from tests.routing.cel_evaluation import FAILED, Rows, same, value_or_failed
 from tests.routing.cel_expressions import COLUMNS, ROWS, expressions, with_containers
@@ -123,8 +124,23 @@ def test_what_lies_outside_is_evaluated_once_for_each_distinct_tuple(monkeypatch
         return program.evaluate(row)
 
     rows = [{"i": number % 3, "s": "ab"[: number % 2]} for number in range(600)]
-    assert listed(replace(program, evaluate=evaluate), rows) == [row["i"] + len(row["s"]) for row in rows]
+    watched = replace(program, evaluate=evaluate, memo=Memo())
+    for part in (rows, rows[:100], rows[3:]):
+        assert listed(watched, part) == [row["i"] + len(row["s"]) for row in part]
     assert sorted(seen) == sorted({(row["i"], row["s"]) for row in rows})
+
+
+def test_what_is_remembered_is_told_apart_by_its_bits() -> None:
+    program = compile_program("[string(d)][0]", COLUMN_TYPES)
+    rows = [{"d": value} for value in (0.0, -0.0, float("nan"), 0.0)]
+    for part in (rows[:1], rows[1:2], rows):
+        assert listed(program, part) == [{"0.0": "0", "-0.0": "-0", "nan": "nan"}[str(row["d"])] for row in part]
+
+
+def test_an_error_is_not_remembered_as_a_value() -> None:
+    program = compile_program("[i / (i - 1)][0]", COLUMN_TYPES)
+    for part in ([{"i": 1}], [{"i": 2}, {"i": 1}], [{"i": 1}]):
+        assert listed(program, part) == [FAILED if row["i"] == 1 else 2 for row in part]
 
 
 def test_tuples_are_told_apart_by_their_bits() -> None:
@@ -134,14 +150,23 @@ def test_tuples_are_told_apart_by_their_bits() -> None:
     assert firsts.tolist() == [0, 1, 2]
 
 
-def test_many_tuples_are_announced(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(distinct, "ANNOUNCED_TUPLES", 99)
-    program = compile_program("[i][0]", COLUMN_TYPES)
-    rows = [{"i": number} for number in range(100)]
+def announcements(text: str, rows: Rows, caplog: pytest.LogCaptureFixture, parts: int) -> list[str]:
+    program = replace(compile_program(text, COLUMN_TYPES), memo=Memo())
+    caplog.clear()
     with caplog.at_level(logging.WARNING):
-        listed(program, rows[:99])
-        assert caplog.messages == []
-        listed(program, rows)
-    (message,) = caplog.messages
-    assert "100 distinct tuples of i" in message
-    assert " s;" in message
+        for part in range(parts):
+            share = rows[part::parts]
+            assert listed(program, share) == [row["i"] for row in share]
+    return caplog.messages
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_many_tuples_are_announced_once(
+    parts: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(distinct, "REMEMBERED_TUPLES", 99)
+    rows = [{"i": number} for number in range(99)]
+    assert announcements("[i][0]", rows * 4, caplog, parts) == []
+    (message,) = announcements("[i][0]", [*rows * 4, {"i": 99}, *rows], caplog, parts)
+    assert "more than 99 of them" in message
+    assert re.search(r"will take about \d+\.\d s, and a million about \d+ s", message)

@@ -21,8 +21,8 @@ _log = logging.getLogger(__name__)
 
 Codes = npt.NDArray[np.int64]
 
-ANNOUNCED_TUPLES = 100_000
-"""More distinct tuples than this are announced, with how long they will take."""
+REMEMBERED_TUPLES = 100_000
+"""So many distinct tuples are remembered from one partition to the next; more of them are announced."""
 
 _TIMED_TUPLES = 5_000
 
@@ -35,7 +35,7 @@ def evaluate_program(program: Program, columns: Mapping[str, pa.Array], rows: in
     if program.path == "vectorised":
         return evaluate_columns(program.tree, {name: _plain(columns[name]) for name in program.columns}, rows)
     codes, firsts = distinct_tuples([columns[name] for name in program.columns], rows)
-    found, failed = mapped(program.evaluate, program.result, _rows_at(program, columns, firsts))
+    found, failed = _memoised(program, columns, pa.array(firsts))
     spread = found[codes] if isinstance(found, np.ndarray) else found.take(pa.array(codes))
     return spread, None if failed is None else failed[codes]
 
@@ -47,7 +47,7 @@ def distinct_tuples(columns: Sequence[pa.Array], rows: int) -> tuple[Codes, Code
     """
     codes = np.zeros(rows, dtype=np.int64)
     for column in columns:
-        encoded = (column.view(pa.int64()) if pa.types.is_float64(column.type) else column).dictionary_encode()
+        encoded = _bits(column).dictionary_encode()
         codes = codes * len(encoded.dictionary) + encoded.indices.to_numpy()
         # Numbered anew, so that the product stays below rows * rows.
         codes = pa.array(codes).dictionary_encode().indices.to_numpy().astype(np.int64)
@@ -60,29 +60,55 @@ def row_at(program: Program, columns: Mapping[str, pa.Array], row: int) -> Row:
     return {name: columns[name][row].as_py() for name in program.columns}
 
 
-def _rows_at(program: Program, columns: Mapping[str, pa.Array], firsts: Codes) -> list[Row]:
-    at = pa.array(firsts)
-    values = [columns[name].take(at).to_pylist() for name in program.columns]
-    tuples: list[Row] = [dict(zip(program.columns, row, strict=True)) for row in zip(*values, strict=True)]
-    if len(tuples) > ANNOUNCED_TUPLES:
-        _announce(program, tuples)
-    return tuples or [{} for _ in firsts]  # no columns: one tuple, of nothing
+def _memoised(program: Program, columns: Mapping[str, pa.Array], firsts: pa.Array) -> tuple[Any, Failed]:
+    """The values of the tuples that these rows have: remembered, or evaluated now."""
+    at = [columns[name].take(firsts) for name in program.columns]
+    nothing: list[tuple[Any, ...]] = [() for _ in firsts]  # the one tuple where there are no columns
+    keys = list(zip(*(_bits(column).to_pylist() for column in at), strict=True)) or nothing
+    tuples = list(zip(*(column.to_pylist() for column in at), strict=True)) or nothing
+    rows: list[Row] = [dict(zip(program.columns, values, strict=True)) for values in tuples]
+    memo = program.memo.values
+    if not program.memo.announced and len(memo) + len(rows) > REMEMBERED_TUPLES:
+        _announce(program, [row for key, row in zip(keys, rows, strict=True) if key not in memo])
+
+    def value_of(key: tuple[Any, ...], row: Row) -> Any:
+        if key in memo:
+            return memo[key]
+        value = program.evaluate(row)
+        if len(memo) < REMEMBERED_TUPLES:
+            memo[key] = value
+        return value
+
+    return mapped(value_of, program.result, keys, rows)
 
 
-def _announce(program: Program, tuples: Sequence[Row]) -> None:
+def _announce(program: Program, fresh: Sequence[Row]) -> None:
+    """Once in a process, if these are too many for the memo; the first of them say how long they take."""
+    if len(program.memo.values) + len(fresh) <= REMEMBERED_TUPLES:
+        return
+    program.memo.announced = True
+    timed = fresh[:_TIMED_TUPLES]
     started = time.perf_counter()
-    for row in tuples[:_TIMED_TUPLES]:
+    for row in timed:
         with suppress(EvaluationError):
             program.evaluate(row)
-    seconds = (time.perf_counter() - started) / _TIMED_TUPLES * len(tuples)
+    each = (time.perf_counter() - started) / len(timed)
     _log.warning(
-        "cel_expr %r is evaluated once for each of %s distinct tuples of %s in a partition, which will take about "
-        "%.1f s; expressions without lists, maps and macros are evaluated in columns",
+        "cel_expr %r is evaluated once for each distinct tuple of %s, and there are more than %s of them: those of "
+        "this partition, %s, will take about %.1f s, and a million about %.0f s. Expressions without lists, maps and macros "
+        "are evaluated in columns",
         program.expression,
-        f"{len(tuples):,}",
         ", ".join(program.columns),
-        seconds,
+        f"{REMEMBERED_TUPLES:,}",
+        f"{len(fresh):,}",
+        each * len(fresh),
+        each * 1_000_000,
     )
+
+
+def _bits(column: pa.Array) -> pa.Array:
+    """What tells values apart: of doubles their bits, as a NaN is not equal to itself, and 0.0 is to -0.0."""
+    return column.view(pa.int64()) if pa.types.is_float64(column.type) else column
 
 
 def _plain(column: pa.Array) -> Any:

@@ -19,12 +19,20 @@ EvaluationPath = Literal["vectorised", "memoised"]
 _ROUTING_TYPES = ("int", "uint", "string", "bytes")
 
 
+class Memo:
+    """What a program gave for the tuples of columns that this process has met: up to a limit, shared by threads."""
+
+    def __init__(self) -> None:
+        self.values: dict[tuple[Any, ...], Any] = {}
+        self.announced = False
+
+
 @dataclass(frozen=True, kw_only=True)
 class Program:
     """Made by `compile_program`. Pickled as its text and columns, and compiled again where it arrives.
 
     `columns` are those that the expression names, in the order of its declarations. `path` is `"vectorised"` where
-    `arrays.py` evaluates all of it, else `"memoised"`: row by row, once for each distinct tuple of the columns.
+    `arrays.py` evaluates all of it, else `"memoised"`: row by row, once for each distinct tuple of the columns, as far as `memo` remembers them.
     """
 
     expression: str
@@ -33,6 +41,7 @@ class Program:
     evaluate: Evaluate = field(repr=False, compare=False)
     result: str = field(compare=False)
     path: EvaluationPath = field(compare=False)
+    memo: Memo = field(default_factory=Memo, repr=False, compare=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return compile_program, (self.expression, self.columns)
@@ -48,7 +57,7 @@ def compile_program(expression: str, columns: Mapping[str, CelType]) -> Program:
     return _compiled(expression, tuple(columns.items()))
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=32)  # few, as each may remember many tuples
 def _compiled(expression: str, declared: tuple[tuple[str, CelType], ...]) -> Program:
     types = dict(declared)
     require(expression.isascii() or _is_text(expression), f"cel_expr {expression!r} holds a lone surrogate")
