@@ -95,8 +95,8 @@ def _announce(program: Program, fresh: Sequence[Row]) -> None:
     each = (time.perf_counter() - started) / len(timed)
     _log.warning(
         "cel_expr %r is evaluated once for each distinct tuple of %s, and there are more than %s of them: those of "
-        "this partition, %s, will take about %.1f s, and a million about %.0f s. Expressions without lists, maps and macros "
-        "are evaluated in columns",
+        "this partition, %s, will take about %.1f s, and a million about %.0f s. Expressions without lists, maps "
+        "and macros are evaluated in columns",
         program.expression,
         ", ".join(program.columns),
         f"{REMEMBERED_TUPLES:,}",

@@ -32,7 +32,8 @@ class Program:
     """Made by `compile_program`. Pickled as its text and columns, and compiled again where it arrives.
 
     `columns` are those that the expression names, in the order of its declarations. `path` is `"vectorised"` where
-    `arrays.py` evaluates all of it, else `"memoised"`: row by row, once for each distinct tuple of the columns, as far as `memo` remembers them.
+    `arrays.py` evaluates all of it, else `"memoised"`: row by row, once for each distinct tuple of the columns, as far
+    as `memo` remembers them.
     """
 
     expression: str
