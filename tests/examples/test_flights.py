@@ -37,13 +37,21 @@ def test_publishes_looks_up_and_publishes_again(tmp_path: Path):
         tables = re.findall(r"^(\w+), (\w+): (.+)\n  key +(.+)\n  rows +([\d,]+) in ", shown, re.MULTILINE)
         assert tables == [
             ("flights", "sqlite", f"{tmp_path}/snapshots/flights", "time_hour|carrier|flight", "336,776"),
+            (
+                "flights_by_carrier",
+                "sqlite",
+                f"{tmp_path}/snapshots/flights_by_carrier",
+                "time_hour|carrier|flight",
+                "336,776",
+            ),
             ("planes", "slatedb", f"{tmp_path}/snapshots/planes", "tailnum", "3,322"),
             ("weather", "sqlite", f"{tmp_path}/snapshots/weather", "origin|time_hour", "26,115"),
         ]
-        assert shown.count(f", version {version}\n") == 3
-        assert shown.count("all equal to the source") == 3
+        assert shown.count(f", version {version}\n") == 4
+        assert shown.count("all equal to the source") == 4
         assert "JFK to HNL, 4,983 miles in 640 minutes" in shown
         assert "AIRBUS A330-243 of 2011, 377 seats" in shown
+        assert re.search(r"Its airline has shard \d+ for itself: 342 flights, 1,704,186 miles", shown)
         assert "45 F, wind 5 mph, visibility 8 miles" in shown
         assert re.search(r"2013-01-01T10:00:00Z\|UA\|1 +not in the snapshot", shown)
 
