@@ -120,7 +120,7 @@ class _WriteGraph:
         """Nothing is handed over: a shard's task takes its rows out of the encoded partitions."""
         tasks = self._encoding_by(encode_partition)
         partitions = self._name("partitions")
-        tasks[partitions] = (_list, *[(self._name("encode"), number) for number in self._numbers])
+        tasks[partitions] = (_listed, *[(self._name("encode"), number) for number in self._numbers])
         for db_id in range(self._num_dbs):
             tasks[self._name("shard"), db_id] = self._shard_task(_build_from_partitions, db_id, partitions)
         return self._finish(tasks, [self._parts])
@@ -215,10 +215,6 @@ def _piece(encoded: SplitPartition, db_id: int) -> pa.Table | None:
 
 def _build(db_id: int, tally: Tally, plan: ShardPlan, seals: Sequence[Seal], *pieces: pa.Table | None) -> ShardResult:
     return _build_beside(db_id, tally, pieces, plan, seals)
-
-
-def _list(*encoded: EncodedPartition) -> list[EncodedPartition]:
-    return list(encoded)
 
 
 def _build_from_partitions(
