@@ -49,6 +49,7 @@ bench: $(READY) ## figures for docs/performance.md
 	$(BIN)/python benchmarks/conservation.py
 	$(BIN)/python benchmarks/sqlite_build.py
 	$(BIN)/python benchmarks/slatedb_put.py
+	$(BIN)/python benchmarks/cel.py
 
 clean:
 	rm -rf $(VENV) .venv-floor demo-data

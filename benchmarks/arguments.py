@@ -15,10 +15,11 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
 
 
-def add_size(to: argparse.ArgumentParser, *, rows: int = 4_000_000, files: int = 16, shards: int = 8) -> None:
+def add_size(to: argparse.ArgumentParser, *, rows: int = 4_000_000, files: int = 16, shards: int | None = 8) -> None:
     to.add_argument("--rows", type=int, default=rows, help="rows for SQLite (default: %(default)s)")
     to.add_argument("--files", type=int, default=files, help="Parquet files of the input (default: %(default)s)")
-    to.add_argument("--shards", type=int, default=shards, help="shards to build (default: %(default)s)")
+    if shards:
+        to.add_argument("--shards", type=int, default=shards, help="shards to build (default: %(default)s)")
 
 
 def add_run(to: argparse.ArgumentParser, *, repeat: int = 5, schedulers: bool = True) -> None:

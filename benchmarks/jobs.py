@@ -7,8 +7,9 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import count, groupby
 from pathlib import Path
+from typing import Any
 
 import dask.dataframe as dd
 import psutil
@@ -18,6 +19,8 @@ from places import Bucket, Target, fresh_target
 from rows import KINDS, parquet_files, stored_values
 
 from shardyfusion import (
+    CelColumn,
+    CelShardedWriteConfig,
     ColumnWriteInput,
     DaskWriteOptions,
     HashShardedWriteConfig,
@@ -25,8 +28,9 @@ from shardyfusion import (
     ShardedReader,
     SlateDbFactory,
     SqliteFactory,
+    cel_sharding,
 )
-from shardyfusion.writer.dask import BuildResult, write_hash_sharded
+from shardyfusion.writer.dask import BuildResult, write_cel_sharded, write_hash_sharded
 
 BASELINE, BASELINE_TASKS = "to_parquet", "to_parquet, tasks"
 BACKENDS = {"sqlite": SqliteFactory, "slatedb": SlateDbFactory}
@@ -35,8 +39,28 @@ SAMPLE = 1_000
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sharding:
+    """By a CEL expression: what `cel_sharding` takes."""
+
+    expression: str
+    columns: tuple[CelColumn, ...]
+    routing_values: tuple[int | str, ...] | None = None
+    infer_routing_values_from_data: bool = False
+    num_dbs: int | None = None
+
+    @property
+    def mode(self) -> str:
+        if self.routing_values is not None:
+            return "categorical"
+        if self.infer_routing_values_from_data:
+            return "inferred"
+        return "direct" if self.num_dbs else "direct, no num_dbs"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
-    """One write to measure. `what` is a backend, or a baseline; `kind` a key of `KINDS`."""
+    """One write to measure. `what` is a backend, or a baseline; `kind` a key of `KINDS`. `sharding` is by hash if None;
+    if not, `shards` are as many as it must come to."""
 
     what: str
     scheduler: str
@@ -46,6 +70,7 @@ class Job:
     data: Path
     kind: str = "int"
     bucket: Bucket | None = None
+    sharding: Sharding | None = None
 
     @property
     def input_files(self) -> list[Path]:
@@ -58,7 +83,8 @@ class Measurement:
 
     `peak_bytes` is the largest sum of resident memory over driver and workers while it ran, of which `before_bytes`
     were there at the start: what is loaded, and what earlier runs left with the allocators. `phases` and `stages` are
-    those of the result's `seconds`, and `server_seconds` the processor time of the S3 server.
+    those of the result's `seconds`, `routing` is how it says that rows found their shard, and `server_seconds` the
+    processor time of the S3 server.
     """
 
     job: Job
@@ -67,6 +93,7 @@ class Measurement:
     before_bytes: int
     phases: Mapping[str, float] = field(default_factory=dict[str, float])
     stages: Mapping[str, float] = field(default_factory=dict[str, float])
+    routing: str = ""
     server_seconds: float = 0.0
 
     @property
@@ -89,7 +116,7 @@ def timed(job: Job, files: Sequence[Path]) -> Measurement:
             seconds = time.perf_counter() - started
         server = _processor_seconds(job.bucket) - server
         check = check_parquet if result is None else check_snapshot
-        check(files, target)
+        check(files, target, job)
     return Measurement(
         job=job,
         seconds=seconds,
@@ -97,6 +124,7 @@ def timed(job: Job, files: Sequence[Path]) -> Measurement:
         before_bytes=memory.before,
         phases=phases(result) if result else {},
         stages=stages(result) if result else {},
+        routing=result.routing if result else "",
         server_seconds=server,
     )
 
@@ -105,16 +133,27 @@ def write_snapshot(
     frame: dd.DataFrame, target: Target, job: Job, options: DaskWriteOptions | None = None
 ) -> BuildResult:
     kind = KINDS[job.kind]
-    config = HashShardedWriteConfig(
-        s3_prefix=target.prefix,
-        num_dbs=job.shards,
-        adapter_factory=BACKENDS[job.what](),
-        key_encoding=kind.key_encoding,
-        output=OutputOptions(local_root=target.scratch),
-        allow_unsafe_store=not target.safe,
+    common: dict[str, Any] = {
+        "s3_prefix": target.prefix,
+        "adapter_factory": BACKENDS[job.what](),
+        "key_encoding": kind.key_encoding,
+        "output": OutputOptions(local_root=target.scratch),
+        "allow_unsafe_store": not target.safe,
         **target.connection,
-    )
-    return write_hash_sharded(frame, config, ColumnWriteInput("key", kind.value_spec), options)
+    }
+    rows = ColumnWriteInput(kind.key_col, kind.value_spec)
+    if job.sharding is None:
+        return write_hash_sharded(frame, HashShardedWriteConfig(num_dbs=job.shards, **common), rows, options)
+    return write_cel_sharded(frame, CelShardedWriteConfig(**unmet(job.sharding), **common), rows, options)
+
+
+def unmet(sharding: Sharding) -> dict[str, Any]:
+    """Spelt as no process has met it, so that nothing is compiled or remembered from an earlier run."""
+    arguments = {name: value for name, value in vars(sharding).items() if name not in ("expression", "columns")}
+    return dict(cel_sharding(sharding.expression + " " * next(_SPELLINGS), *sharding.columns, **arguments))
+
+
+_SPELLINGS = count()
 
 
 def write_parquet(frame: dd.DataFrame, target: Target, job: Job) -> None:
@@ -152,23 +191,26 @@ def _processor_seconds(bucket: Bucket | None) -> float:
 # -- what was written -------------------------------------------------------------------------------------------------
 
 
-def check_snapshot(files: Sequence[Path], target: Target) -> None:
-    """As many rows as went in, and a sample of them equal to the input."""
-    rows = count_rows(files)
+def check_snapshot(files: Sequence[Path], target: Target, job: Job) -> None:
+    """As many rows as went in, in as many shards as were asked for, and a sample of them equal to the input."""
+    rows, key_col = count_rows(files), KINDS[job.kind].key_col
+    routed_by = [column.name for column in job.sharding.columns if column.name != key_col] if job.sharding else []
     chooser = random.Random(rows)
-    expected: dict[int | str, bytes] = {}
+    expected: dict[tuple[tuple[str, Any], ...], dict[int | str, bytes]] = {}
     for file in chooser.sample(files, min(2, len(files))):
         table = pq.read_table(file)
         picked = table.take(chooser.sample(range(len(table)), min(SAMPLE // 2, len(table))))
-        expected |= dict(zip(picked["key"].to_pylist(), stored_values(picked), strict=True))
+        for row, value in zip(picked.to_pylist(), stored_values(picked), strict=True):
+            expected.setdefault(tuple((name, row[name]) for name in routed_by), {})[row[key_col]] = value
     with ShardedReader(target.prefix, **target.connection) as reader:
-        stored, found = reader.snapshot_info().rows, reader.multi_get(expected)
-    if stored != rows or found != expected:
-        wrong = sum(found[key] != value for key, value in expected.items())
-        sys.exit(f"the snapshot is wrong: {stored} of {rows} rows, {wrong} of {len(expected)} sampled values differ")
+        stored, shards = reader.snapshot_info().rows, reader.snapshot_info().num_dbs
+        found = {context: reader.multi_get(some, routing_context=dict(context)) for context, some in expected.items()}
+    if (stored, shards) != (rows, job.shards) or found != expected:
+        wrong = sum(found[context][key] != value for context, some in expected.items() for key, value in some.items())
+        sys.exit(f"wrong: {stored} of {rows} rows in {shards} of {job.shards} shards, {wrong} sampled values differ")
 
 
-def check_parquet(files: Sequence[Path], target: Target) -> None:
+def check_parquet(files: Sequence[Path], target: Target, _job: Job) -> None:
     rows, stored = count_rows(files), count_rows(Path(target.prefix).glob("*.parquet"))
     if stored != rows:
         sys.exit(f"the baseline is wrong: {stored} of {rows} rows")
@@ -214,9 +256,10 @@ def _scheduler_of(group: Sequence[Job]) -> str:
 def _line(one: Measurement) -> str:
     job = one.job
     where = " to S3" if job.bucket else ""
+    how = f" {job.sharding.expression}" if job.sharding else ""
     return (
         f"{job.scheduler:<8} {job.what + where:<18} {job.kind:<6} {job.rows:>11,} rows {job.shards:>4} shards "
-        f"{one.seconds:8.2f} s {one.peak_bytes / 2**20:8,.0f} MiB"
+        f"{one.seconds:8.2f} s {one.peak_bytes / 2**20:8,.0f} MiB{how}"
     )
 
 

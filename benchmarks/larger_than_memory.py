@@ -177,7 +177,7 @@ def measure(job: Job, shuffle: Shuffle, memory_limit: str, deadline: float) -> O
         error += f"; given up after {deadline:.0f} s" if seconds >= deadline else ""
         left = [*left_by_dask(scratch), *(path for path in target.scratch.rglob("*") if path.is_file())]
         if not error:
-            check_snapshot(files, target)
+            check_snapshot(files, target, job)
     return Outcome(
         job=job,
         shuffle=shuffle,

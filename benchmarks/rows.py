@@ -18,6 +18,9 @@ from shardyfusion import KeyEncoding, ValueSpec
 
 VALUE_BYTES = 100
 LARGE_VALUE_BYTES = 4096
+REGIONS = ("ap", "au", "br", "ca", "eu", "in", "jp", "us")
+TIERS = 4
+SEGMENTS = 125
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,7 @@ class RowKind:
     label: str
     make: Callable[[int, int], pa.Table]
     value_spec: ValueSpec
+    key_col: str = "key"
     key_encoding: KeyEncoding = KeyEncoding.U64BE
     divisor: int = 1
     """So many times fewer rows than of 100 bytes each, so that the input stays about as large."""
@@ -54,6 +58,21 @@ def make_columns(first: int, end: int) -> pa.Table:
             "visits": random.integers(0, 100_000, len(numbers)),
             "score": random.random(len(numbers)),
             "seen": pa.array(seconds * 1_000_000, pa.timestamp("us")),
+        }
+    )
+
+
+def make_orders(first: int, end: int) -> pa.Table:
+    """What expressions go by, in no order: a unique int64 id, a region, a tier; region and segment are 1,000 pairs."""
+    random, rows = np.random.default_rng(first), end - first
+    segments = [f"s{number:03}" for number in range(SEGMENTS)]
+    return pa.table(
+        {
+            "id": _numbers(first, end).astype(np.int64),
+            "region": pa.array(REGIONS).take(pa.array(random.integers(0, len(REGIONS), rows))),
+            "tier": random.integers(0, TIERS, rows),
+            "segment": pa.array(segments).take(pa.array(random.integers(0, SEGMENTS, rows))),
+            "value": _random_bytes(first, end, VALUE_BYTES),
         }
     )
 
@@ -106,6 +125,13 @@ KINDS = {
         make=lambda first, end: make_rows(first, end, LARGE_VALUE_BYTES),
         value_spec=_BYTES,
         divisor=LARGE_VALUE_BYTES // VALUE_BYTES,
+    ),
+    "orders": RowKind(
+        words="int64 id, region, tier, segment, 100 bytes",
+        label="orders",
+        make=make_orders,
+        value_spec=_BYTES,
+        key_col="id",
     ),
 }
 
