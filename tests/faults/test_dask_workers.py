@@ -247,6 +247,7 @@ def test_when_workers_die_too_often_the_error_names_the_shards(
     ("task", "step", "db_id"),
     [
         (f"('shardyfusion-shard-{'0' * 32}', 3)", "shard 3", 3),
+        (f"('shardyfusion-shard-{'0' * 32}', 4, 7)", "shards 4 to 7", None),
         (f"('shardyfusion-piece-{'0' * 32}', 1, 3)", "partition 1", None),
         ("('p2pshuffle-1f', 1)", "the shuffle", None),
         ("('split-taskshuffle-1f', 1, 0)", "the shuffle", None),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import dask
 import dask.dataframe as dd
@@ -21,8 +22,8 @@ from shardyfusion import (
 )
 from shardyfusion.errors import ConfigValidationError, ShardWriteError, ValueEncodingError
 from shardyfusion.writer import partition_files
-from shardyfusion.writer.dask import exchange, write_hash_sharded
-from shardyfusion.writer.dask.exchange import FAR_DIRECT_TASKS, choose_exchange
+from shardyfusion.writer.dask import exchange, frame, write_hash_sharded
+from shardyfusion.writer.dask.exchange import FAR_DIRECT_TASKS, choose_exchange, shards_at_once
 from tests.faults.small_disks import fill, small_disk
 from tests.writer.frames import Rows, contents, make_rows, parquet_frame
 from tests.writer.schedulers import scheduler
@@ -69,6 +70,41 @@ def test_all_ways_lead_to_the_same_shards(
             results[way] = [(w.db_id, w.rows, w.row_digest, w.key_min, w.key_max) for w in result.winners]
     assert len(results["direct"]) == 4
     assert all(result == results["direct"] for result in results.values())
+
+
+class Tasks:
+    """Workers in this process find it by its name."""
+
+    built: ClassVar[list[Sequence[int]]] = []
+    build = staticmethod(frame._build_from_files)
+
+
+def noted_build(shards: Sequence[int], *more: Any) -> Any:
+    Tasks.built.append(shards)
+    return Tasks.build(shards, *more)
+
+
+def test_many_shards_are_built_several_by_a_task(
+    source: dd.DataFrame, config: HashShardedWriteConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rows: Rows,
+    request: pytest.FixtureRequest,
+) -> None:  # fmt: skip
+    """As many as leave enough tasks for each thread; on the way to a far store, and without a cluster, one."""
+    Tasks.built = []
+    monkeypatch.setattr(exchange, "TASKS_OF_A_THREAD", 2)
+    monkeypatch.setattr(frame, "_build_from_files", noted_build)
+    config = replace(config, num_dbs=9)
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=":0") as cluster,
+        Client(cluster),
+        dask.config.set(scheduler=None),
+    ):
+        assert [shards_at_once(9, "file"), shards_at_once(9, "s3"), shards_at_once(3, "file")] == [2, 1, 1]
+        result = write_hash_sharded(source, config, PAYLOAD, DaskWriteOptions(shuffle="disk"))
+    assert sorted(map(list, Tasks.built)) == [[0, 1], [2, 3], [4, 5], [6, 7], [8]]
+    assert [winner.db_id for winner in result.winners] == list(range(9))
+    assert len(contents(config.s3_prefix)) == len(rows)
+    with scheduler("threads", request):
+        assert shards_at_once(10_000, "file") == 1
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,8 @@ from distributed import default_client
 
 from shardyfusion.config import Shuffle
 from shardyfusion.errors import ConfigValidationError, ShardWriteError
+from shardyfusion.storage.address import StoreKind
+from shardyfusion.writer.dask.overlap import FAR
 
 SchedulerKind = Literal["synchronous", "threads", "processes", "distributed", "other"]
 
@@ -28,6 +30,10 @@ or faster, and workers hold no rows; between processes that are no cluster, ever
 
 FAR_DIRECT_TASKS = 20_000
 """The same for a cluster whose workers share no disk."""
+
+
+TASKS_OF_A_THREAD = 32
+"""So many shard tasks are left for each thread of a cluster when several shards are put into one."""
 
 
 def scheduler_kind() -> SchedulerKind:
@@ -70,6 +76,19 @@ def choose_exchange(shuffle: Shuffle, partitions: int, num_dbs: int, local_root:
     if partitions * num_dbs <= FAR_DIRECT_TASKS:
         return "direct"
     return "p2p" if scheduler == "distributed" else "tasks"
+
+
+def shards_at_once(num_dbs: int, store: StoreKind) -> int:
+    """How many shards one task builds, one after the other, when rows move through files.
+
+    A task costs a cluster some milliseconds, which is as much as a small shard. Several are built where many tasks are
+    left for each thread, so that none of them waits for the last. On the way to a far store each wants a task to leave.
+    """
+    if scheduler_kind() != "distributed" or store in FAR:
+        return 1
+    client: Any = default_client()
+    threads = sum(client.nthreads().values())
+    return max(1, num_dbs // (TASKS_OF_A_THREAD * max(1, threads)))
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from dask.highlevelgraph import HighLevelGraph
 
 from shardyfusion.config import CARRIED, DaskWriteOptions, Shuffle
 from shardyfusion.errors import ComputeError, ConfigValidationError, ShardCoverageError, ShardyfusionError
-from shardyfusion.writer.dask.exchange import exchange_directory, is_in_process, scheduler_kind
+from shardyfusion.writer.dask.exchange import exchange_directory, is_in_process, scheduler_kind, shards_at_once
 from shardyfusion.writer.dask.overlap import beside_other_tasks
 from shardyfusion.writer.encode import (
     EncodedPartition,
@@ -93,7 +93,8 @@ def compute_write(
     kwargs = {"retries": options.retries} if scheduler_kind() == "distributed" else {}
     if exchange == "disk":
         with exchange_directory(plan.shard.local_root) as directory:
-            return _compute(graph.through_files(directory), kwargs)
+            at_once = shards_at_once(plan.encode.num_dbs, plan.shard.address.kind)
+            return _compute(graph.through_files(directory, at_once), kwargs)
     if exchange == "direct":
         return _compute(graph.in_one_process() if is_in_process() else graph.direct(), kwargs)
     return _compute(graph.shuffled(exchange, shard_id_col), kwargs)
@@ -136,13 +137,17 @@ class _WriteGraph:
             tasks[self._name("shard"), db_id] = self._shard_task(_build, db_id, *pieces)
         return self._finish(tasks, [self._parts])
 
-    def through_files(self, directory: Path) -> Delayed:
-        """Every partition goes into a file on a disk that all workers share; a shard's task maps its part of each."""
+    def through_files(self, directory: Path, at_once: int) -> Delayed:
+        """Every partition goes into a file on a disk that all workers share; the task of a shard, or of so many, reads
+        its part of each."""
         tasks = self._encoding_by(_encode_to_file, directory)
         files = self._name("files")
         tasks[files] = (_files, *[(self._name("encode"), number) for number in self._numbers])
-        for db_id in range(self._num_dbs):
-            tasks[self._name("shard"), db_id] = self._shard_task(_build_from_files, db_id, files)
+        for first in range(0, self._num_dbs, at_once):
+            shards = range(first, min(first + at_once, self._num_dbs))
+            seals = [self._seals(db_id) for db_id in shards]
+            key = (self._name("shard"), first) if at_once == 1 else (self._name("shard"), first, shards[-1])
+            tasks[key] = (_build_from_files, shards, self._name("gate"), self._name("shard-plan"), seals, files)
         return self._finish(tasks, [self._parts])
 
     def shuffled(self, method: str, shard_id_col: str) -> Delayed:
@@ -171,14 +176,15 @@ class _WriteGraph:
 
     def _finish(self, tasks: dict[Any, Any], dependencies: list[Any]) -> Delayed:
         name = self._name("collect")
-        shards = [(self._name("shard"), db_id) for db_id in range(self._num_dbs)]
-        tasks[name] = (_collect, self._name("gate"), *shards)
+        tasks[name] = (_collect, self._name("gate"), *[key for key in tasks if key[0] == self._name("shard")])
         return Delayed(name, HighLevelGraph.from_collections(name, tasks, dependencies=dependencies))
 
-    def _shard_task(self, build: Callable[..., ShardResult], db_id: int, *rows: Any) -> tuple[Any, ...]:
-        """The seals go along with the shard that they are of, as the plan travels to every worker whole."""
-        seals = list(self._plan.seals.get(db_id, ()))
-        return build, db_id, self._name("gate"), self._name("shard-plan"), seals, *rows
+    def _shard_task(self, build: Callable[..., list[ShardResult]], db_id: int, *rows: Any) -> tuple[Any, ...]:
+        return build, db_id, self._name("gate"), self._name("shard-plan"), self._seals(db_id), *rows
+
+    def _seals(self, db_id: int) -> list[Seal]:
+        """They go along with the shard that they are of, as the plan travels to every worker whole."""
+        return list(self._plan.seals.get(db_id, ()))
 
     def _name(self, step: str) -> str:
         return f"shardyfusion-{step}-{self._plan.token}"
@@ -213,22 +219,31 @@ def _piece(encoded: SplitPartition, db_id: int) -> pa.Table | None:
     return encoded.pieces[db_id]
 
 
-def _build(db_id: int, tally: Tally, plan: ShardPlan, seals: Sequence[Seal], *pieces: pa.Table | None) -> ShardResult:
-    return _build_beside(db_id, tally, pieces, plan, seals)
+def _build(
+    db_id: int, tally: Tally, plan: ShardPlan, seals: Sequence[Seal], *pieces: pa.Table | None
+) -> list[ShardResult]:
+    return [_build_beside(db_id, tally, pieces, plan, seals)]
 
 
 def _build_from_partitions(
     db_id: int, tally: Tally, plan: ShardPlan, seals: Sequence[Seal], encoded: Sequence[EncodedPartition]
-) -> ShardResult:
+) -> list[ShardResult]:
     pieces = [] if tally.error else [each.piece(db_id) for each in encoded]
-    return build_shard(db_id, tally, pieces, plan, seals)
+    return [build_shard(db_id, tally, pieces, plan, seals)]
 
 
 def _build_from_files(
-    db_id: int, tally: Tally, plan: ShardPlan, seals: Sequence[Seal], stored: Sequence[StoredPartition]
-) -> ShardResult:
-    rows = None if tally.error else load_rows(stored, db_id)
-    return _build_beside(db_id, tally, [rows], plan, seals)
+    shards: Sequence[int],
+    tally: Tally,
+    plan: ShardPlan,
+    seals: Sequence[Sequence[Seal]],
+    stored: Sequence[StoredPartition],
+) -> list[ShardResult]:
+    def build_one(db_id: int, seals: Sequence[Seal]) -> ShardResult:
+        rows = None if tally.error else load_rows(stored, db_id)
+        return _build_beside(db_id, tally, [rows], plan, seals)
+
+    return [build_one(db_id, own) for db_id, own in zip(shards, seals, strict=True)]
 
 
 def _build_beside(
@@ -237,8 +252,8 @@ def _build_beside(
     return build_shard(db_id, tally, pieces, plan, seals, partial(beside_other_tasks, plan.address.kind))
 
 
-def _collect(tally: Tally, *results: ShardResult) -> tuple[Tally, list[ShardResult]]:
-    return tally, list(results)
+def _collect(tally: Tally, *results: list[ShardResult]) -> tuple[Tally, list[ShardResult]]:
+    return tally, [result for each in results for result in each]
 
 
 _ARROW_TYPES = {"key": pa.large_binary(), "value": pa.large_binary(), "ordinal": pa.int64()}
@@ -269,7 +284,7 @@ def _to_frame(encoded: EncodedPartition, plan: EncodePlan, shard_id_col: str) ->
 
 def _build_from_frame(
     db_id: int, tally: Tally, plan: ShardPlan, seals: Sequence[Seal], frame: pd.DataFrame
-) -> ShardResult:
+) -> list[ShardResult]:
     strangers = frame.index[frame.index != db_id]
     if len(strangers):
         error = ShardCoverageError(
@@ -280,9 +295,9 @@ def _build_from_frame(
             arrived_rows=len(frame),
             difference="misplaced",
         )
-        return ShardResult(db_id=db_id, error=error)
+        return [ShardResult(db_id=db_id, error=error)]
     columns = {name.removeprefix(CARRIED): pa.array(frame[name].array) for name in frame.columns}
-    return _build_beside(db_id, tally, [pa.table(columns)], plan, seals)
+    return [_build_beside(db_id, tally, [pa.table(columns)], plan, seals)]
 
 
 def _compute(collection: Any, kwargs: dict[str, Any]) -> Any:
@@ -313,6 +328,8 @@ def _step_of(task: str) -> tuple[str, int | None]:
     match = re.search(r"shardyfusion-([a-z-]+)-[0-9a-f]{32}'?, (\d+)(?:, (\d+))?", task)
     if match is None:
         return ("the shuffle" if _OF_A_SHUFFLE.search(task) else "the input" if task else "a task"), None
+    if match[1] == "shard" and match[3]:
+        return f"shards {match[2]} to {match[3]}", None
     if match[1] == "shard":
         return f"shard {match[2]}", int(match[2])
     return f"partition {match[2]}", None
