@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shardyfusion.errors import ConfigValidationError
 from shardyfusion.manifest.models import ShardingSpec
-from shardyfusion.routing.hashing import HashRouter, canonical_bytes
+from shardyfusion.routing.hashing import HashRouter, bytes_digests, canonical_bytes
 from shardyfusion.routing.resolve import router_for
 
 NUM_DBS = st.one_of(st.integers(1, 70), st.integers(1, 2**31))
@@ -60,6 +61,26 @@ def test_scalar_and_vectorised_agree_on_text_and_bytes(keys: list[str | bytes], 
         (pa.large_binary(), [key for key in keys if isinstance(key, bytes)]),
     ):
         assert router.route_arrow(pa.array(some, arrow), {}).tolist() == [router.route(key) for key in some]
+
+
+@given(st.data())
+def test_texts_of_every_length_agree_with_xxhash(data: st.DataObject) -> None:
+    """Those of 9 to 16 bytes have a formula of our own."""
+    lengths = data.draw(st.lists(st.integers(0, 40), max_size=40))
+    seed = data.draw(st.integers(0, 2**32))
+    keys = [np.random.default_rng([seed, row]).bytes(length) for row, length in enumerate(lengths)]
+    array = pa.array(keys, pa.large_binary())
+    start = data.draw(st.integers(0, len(keys)))
+    expected = [xxhash.xxh3_64_intdigest(key) for key in keys]
+    assert bytes_digests(array).tolist() == expected
+    assert bytes_digests(array.slice(start)).tolist() == expected[start:]
+
+
+def test_many_texts_of_every_length_agree_with_xxhash() -> None:
+    random = np.random.default_rng(6)
+    keys = [random.bytes(length) for length in random.integers(0, 20, 70_003).tolist()]
+    expected = [xxhash.xxh3_64_intdigest(key) for key in keys]
+    assert bytes_digests(pa.array(keys, pa.large_binary())).tolist() == expected
 
 
 def test_chunk_borders_and_slices_do_not_matter() -> None:
