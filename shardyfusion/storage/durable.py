@@ -9,7 +9,7 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -86,16 +86,16 @@ def make_directories(directory: Path) -> list[Path]:
 def open_beside(target: Path) -> tuple[int, Path]:
     """Open a new temporary file in `target`'s directory, which is made if need be."""
     temporary = target.parent / f"{RESERVED}{uuid4().hex}"
-    fd, changed = _in_its_directory(
-        target, lambda: os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
-    )
-    for directory in changed:
-        sync_path(directory)
-    return fd, temporary
+    changed: dict[Path, None] = {}
+    try:
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+        return _in_its_directory(target, lambda: os.open(temporary, flags, 0o666), changed), temporary
+    finally:
+        _sync_all(changed)
 
 
 def link_new(source: Path, target: Path) -> bool:
-    """Make `target` a name of the same file, durably: no byte is copied. False, and nothing is done, if there is
+    """Make `target` a name of the same file, durably: no byte is copied. False, and nothing is linked, if there is
     something already, or if the two are in different file systems, or in one that has no links."""
     if source.is_symlink() or not source.is_file():
         return False
@@ -104,28 +104,33 @@ def link_new(source: Path, target: Path) -> bool:
     except PermissionError:
         return False  # somebody else's file stays theirs
     sync_path(source)
+    changed: dict[Path, None] = {}
     try:
-        _, changed = _in_its_directory(target, lambda: os.link(source, target))
-    except FileExistsError:
-        return False
+        _in_its_directory(target, lambda: os.link(source, target), changed)
+        sync_path(target.parent)
     except OSError as exc:
-        if exc.errno in (errno.EXDEV, *NO_LINKS):
+        if isinstance(exc, FileExistsError) or exc.errno in (errno.EXDEV, *NO_LINKS):
             return False
         raise
-    # New directories last, and all at once: the file system then has them written already, with the file's name.
-    for directory in (target.parent, *changed):
-        sync_path(directory)
+    finally:
+        # New directories last, and all at once: the file system then has them written already, with the file's name.
+        _sync_all(changed)
     return True
 
 
-def _in_its_directory(target: Path, make: Callable[[], _T]) -> tuple[_T, list[Path]]:
-    """What `make` makes in `target`'s directory, and the directories to sync because they have new directories."""
+def _in_its_directory(target: Path, make: Callable[[], _T], changed: dict[Path, None]) -> _T:
+    """What `make` makes in `target`'s directory. `changed` gets the directories to sync, whatever came of it."""
     for _ in range(100):
         # Somebody who deletes objects may remove the empty directory just before our file is in it.
         with suppress(FileNotFoundError):
-            changed = make_directories(target.parent)
-            return make(), changed
+            changed.update(dict.fromkeys(make_directories(target.parent)))
+            return make()
     raise StoreUnavailableError(f"cannot create {target}: its directory keeps disappearing")
+
+
+def _sync_all(directories: Iterable[Path]) -> None:
+    for directory in directories:
+        sync_path(directory)
 
 
 @contextmanager

@@ -106,6 +106,20 @@ def other_file_system(*_: object, **__: object) -> None:
     raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="tells files by /proc/self/fd")
+def test_directories_of_an_upload_that_cannot_be_linked_are_synced_too(
+    store: LocalStore, root: Path, tmp_path: Path, calls: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "source").write_bytes(b"new")
+    monkeypatch.setattr(os, "link", other_file_system)
+    store.upload("runs/a", tmp_path / "source", content_type=TEXT)
+    made = [tmp_path / "deep", root, root / "runs"]
+    assert [path for call, path in calls if call == "mkdir"] == list(map(str, made))
+    synced = {path for call, path in calls[: calls.index(("replace", str(root / "runs" / "a")))] if call == "fsync"}
+    assert {str(path.parent) for path in made} <= synced
+    assert store.get("runs/a").body == b"new"
+
+
 def test_an_upload_copies_only_what_is_on_another_file_system(
     store: LocalStore, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
