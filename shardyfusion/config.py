@@ -20,7 +20,7 @@ from shardyfusion.limits import RateLimits
 from shardyfusion.manifest import RESERVED_CUSTOM
 from shardyfusion.manifest.models import RoutingValue
 from shardyfusion.retry import RetryConfig
-from shardyfusion.routing.cel.program import Program, compile_program
+from shardyfusion.routing.cel.program import Program, compile_program, is_text
 from shardyfusion.routing.cel.tree import CelType
 from shardyfusion.serde import KeyEncoding, ValueSpec
 from shardyfusion.shard_contract import DbAdapterFactory
@@ -307,7 +307,7 @@ def _cel_type(name: object, kind: object) -> CelType:
 
 def _is_result(value: object, kind: str) -> bool:
     if kind == "string":
-        return type(value) is str
+        return isinstance(value, str) and is_text(value)
     low, end = (-(2**63), 2**63) if kind == "int" else (0, 2**64)
     return type(value) is int and low <= value < end
 

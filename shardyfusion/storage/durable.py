@@ -9,7 +9,7 @@ import errno
 import fcntl
 import os
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -70,8 +70,8 @@ def sync_path(path: Path) -> None:
         os.close(fd)
 
 
-def make_directories(directory: Path) -> list[Path]:
-    """Make a directory and its parents. Returns those that have new entries, for the caller to sync."""
+def make_directories(directory: Path) -> None:
+    """Make a directory and its parents, each entry durable."""
     missing: list[Path] = []
     while not directory.is_dir():
         missing.append(directory)
@@ -80,18 +80,14 @@ def make_directories(directory: Path) -> list[Path]:
         # Whoever made it first may not have synced it yet, and our object depends on it all the same.
         with suppress(FileExistsError):
             path.mkdir()
-    return [path.parent for path in missing]
+        sync_path(path.parent)
 
 
 def open_beside(target: Path) -> tuple[int, Path]:
     """Open a new temporary file in `target`'s directory, which is made if need be."""
     temporary = target.parent / f"{RESERVED}{uuid4().hex}"
-    changed: dict[Path, None] = {}
-    try:
-        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
-        return _in_its_directory(target, lambda: os.open(temporary, flags, 0o666), changed), temporary
-    finally:
-        _sync_all(changed)
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+    return _in_its_directory(target, lambda: os.open(temporary, flags, 0o666)), temporary
 
 
 def link_new(source: Path, target: Path) -> bool:
@@ -104,33 +100,26 @@ def link_new(source: Path, target: Path) -> bool:
     except PermissionError:
         return False  # somebody else's file stays theirs
     sync_path(source)
-    changed: dict[Path, None] = {}
     try:
-        _in_its_directory(target, lambda: os.link(source, target), changed)
-        sync_path(target.parent)
+        _in_its_directory(target, lambda: os.link(source, target))
+    except FileExistsError:
+        return False
     except OSError as exc:
-        if isinstance(exc, FileExistsError) or exc.errno in (errno.EXDEV, *NO_LINKS):
+        if exc.errno in (errno.EXDEV, *NO_LINKS):
             return False
         raise
-    finally:
-        # New directories last, and all at once: the file system then has them written already, with the file's name.
-        _sync_all(changed)
+    sync_path(target.parent)
     return True
 
 
-def _in_its_directory(target: Path, make: Callable[[], _T], changed: dict[Path, None]) -> _T:
-    """What `make` makes in `target`'s directory. `changed` gets the directories to sync, whatever came of it."""
+def _in_its_directory(target: Path, make: Callable[[], _T]) -> _T:
+    """What `make` makes in `target`'s directory, which is made if need be."""
     for _ in range(100):
         # Somebody who deletes objects may remove the empty directory just before our file is in it.
         with suppress(FileNotFoundError):
-            changed.update(dict.fromkeys(make_directories(target.parent)))
+            make_directories(target.parent)
             return make()
     raise StoreUnavailableError(f"cannot create {target}: its directory keeps disappearing")
-
-
-def _sync_all(directories: Iterable[Path]) -> None:
-    for directory in directories:
-        sync_path(directory)
 
 
 @contextmanager

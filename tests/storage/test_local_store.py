@@ -89,14 +89,13 @@ def test_bytes_are_on_disk_before_the_name_and_the_name_before_the_return(
             store.upload("runs/a", tmp_path / "source", content_type=TEXT)
             step = "link"
     made = [tmp_path / "deep", root, root / "runs"] if verb != "replace" else []
-    directories = [("mkdir", str(path)) for path in made]
-    parents = [("fsync", str(path.parent)) for path in reversed(made)]
+    parents = [call for path in made for call in (("mkdir", str(path)), ("fsync", str(path.parent)))]
     name = [(step, str(target)), ("fsync", str(root / "runs"))]
-    if verb == "upload":  # there is no other name before, and all directories are synced after
-        assert calls == [("fsync", str(tmp_path / "source")), *directories, *name, *parents]
+    if verb == "upload":  # the file itself gets another name
+        assert calls == [("fsync", str(tmp_path / "source")), *parents, *name]
         return
-    assert calls[: 2 * len(made)] == [*directories, *parents]
-    (synced, temporary), *rest = calls[2 * len(made) :]
+    assert calls[: len(parents)] == parents
+    (synced, temporary), *rest = calls[len(parents) :]
     assert synced == "fsync"
     assert Path(temporary).parent == root / "runs"
     assert rest == name

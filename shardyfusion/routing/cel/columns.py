@@ -50,7 +50,7 @@ def declared_column(column: pd.Series[Any] | pd.Index[Any], kind: CelType, name:
         InputDataError: it holds values that are not of the declared type.
     """
     try:
-        array = to_arrow(column)
+        array = _as_arrow(column, kind)
     except not_arrow_errors() as exc:
         raise InputDataError(
             f"column {name!r} is declared {kind.value} in cel_columns, and not all of its values are: {exc}",
@@ -59,6 +59,21 @@ def declared_column(column: pd.Series[Any] | pd.Index[Any], kind: CelType, name:
     if array.null_count < len(array):
         _check_kind(arrow_kind(array.type), array.type, kind, name, InputDataError)
     return _cast(array, kind, name)
+
+
+def _as_arrow(column: pd.Series[Any] | pd.Index[Any], kind: CelType) -> pa.Array:
+    """Python's integers among objects may be meant as unsigned or double, which a partition alone does not show."""
+    import pyarrow as pa
+
+    if column_kind(column.dtype) != "object":
+        return to_arrow(column)
+    try:
+        array = to_arrow(column)
+    except OverflowError:
+        if kind is not CelType.UINT:
+            raise
+        return pa.array(column, pa.uint64(), from_pandas=True)
+    return array.cast(pa.float64()) if kind is CelType.DOUBLE and arrow_kind(array.type) == "integer" else array
 
 
 def declared_keys(keys: pa.Array, kind: CelType, name: str) -> pa.Array:

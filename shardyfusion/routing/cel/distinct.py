@@ -84,7 +84,7 @@ def _memoised(program: Program, columns: Mapping[str, pa.Array], firsts: pa.Arra
 
 def _announce(program: Program, fresh: Sequence[Row]) -> None:
     """Once in a process, if these are too many for the memo; the first of them say how long they take."""
-    if len(program.memo.values) + len(fresh) <= REMEMBERED_TUPLES:
+    if not fresh or len(program.memo.values) + len(fresh) <= REMEMBERED_TUPLES:
         return
     program.memo.announced = True
     timed = fresh[:_TIMED_TUPLES]

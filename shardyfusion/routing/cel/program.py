@@ -61,7 +61,7 @@ def compile_program(expression: str, columns: Mapping[str, CelType]) -> Program:
 @functools.lru_cache(maxsize=32)  # few, as each may remember many tuples
 def _compiled(expression: str, declared: tuple[tuple[str, CelType], ...]) -> Program:
     types = dict(declared)
-    require(expression.isascii() or _is_text(expression), f"cel_expr {expression!r} holds a lone surrogate")
+    require(is_text(expression), f"cel_expr {expression!r} holds a lone surrogate")
     tree = compile_expression(expression, types)
     result = type_of(tree)
     if result.name not in _ROUTING_TYPES:
@@ -82,9 +82,10 @@ def _compiled(expression: str, declared: tuple[tuple[str, CelType], ...]) -> Pro
     )
 
 
-def _is_text(expression: str) -> bool:
+def is_text(value: str) -> bool:
+    """Whether a string has an encoding: one with lone surrogates has none."""
     try:
-        expression.encode()
+        value.encode()
     except UnicodeEncodeError:
         return False
     return True
