@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,9 +21,10 @@ from shardyfusion.limits import RateLimits
 from shardyfusion.manifest import RESERVED_CUSTOM
 from shardyfusion.manifest.models import RoutingValue
 from shardyfusion.retry import RetryConfig
-from shardyfusion.routing.cel.program import Program, compile_program, is_text
+from shardyfusion.routing.cel.program import Program, compile_program
 from shardyfusion.routing.cel.tree import CelType
 from shardyfusion.serde import KeyEncoding, ValueSpec
+from shardyfusion.serde.keys import is_text
 from shardyfusion.shard_contract import DbAdapterFactory
 from shardyfusion.slatedb_adapter import SlateDbFactory
 from shardyfusion.storage import StoreAddress
@@ -61,7 +63,7 @@ _VALUE_OBJECTS = {"output": OutputOptions, "shard_retry": RetryConfig, "rate_lim
 
 
 @dataclass(frozen=True, kw_only=True)
-class WriteConfig:
+class WriteConfig(ABC):
     """What every sharded write needs. Use `HashShardedWriteConfig` or `CelShardedWriteConfig`.
 
     Args:
@@ -128,9 +130,9 @@ class WriteConfig:
         )
 
     @property
+    @abstractmethod
     def routing(self) -> str:
         """How rows find their shard, in a word or two."""
-        raise NotImplementedError
 
     @property
     def local_root(self) -> Path | None:

@@ -41,6 +41,15 @@ class KeyEncoding(Enum):
         return self.value
 
 
+def is_text(value: str) -> bool:
+    """Whether a string has an encoding: one with lone surrogates has none."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def shown(value: object, limit: int = 60) -> str:
     """`repr(value)`, cut to a length that fits into a message."""
     if isinstance(value, int) and value.bit_length() > 1024:  # Python refuses to write out a very long one

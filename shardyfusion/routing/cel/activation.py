@@ -8,7 +8,7 @@ from typing import Any
 from shardyfusion.errors import ConfigValidationError
 from shardyfusion.routing.cel.scalar import Row
 from shardyfusion.routing.cel.tree import CelType
-from shardyfusion.serde.keys import shown, type_hint
+from shardyfusion.serde.keys import is_text, shown, type_hint
 from shardyfusion.type_defs import KeyInput, RoutingContext, require_type
 
 _PYTHON_TYPES: Mapping[CelType, type] = {
@@ -84,7 +84,7 @@ def _in_range(value: Any, kind: CelType) -> bool:
     if kind in _RANGES:
         low, end = _RANGES[kind]
         return low <= value < end
-    return kind is not CelType.STRING or _encoded(value) is not None
+    return kind is not CelType.STRING or is_text(value)
 
 
 def _integer(key: KeyInput) -> int | None:

@@ -12,6 +12,7 @@ from shardyfusion.errors import ConfigValidationError
 from shardyfusion.routing.cel.check import compile_expression, type_of
 from shardyfusion.routing.cel.scalar import Evaluate, outside, scalar_evaluator
 from shardyfusion.routing.cel.tree import CelType, Expr
+from shardyfusion.serde.keys import is_text
 from shardyfusion.type_defs import require
 
 EvaluationPath = Literal["vectorised", "memoised"]
@@ -80,12 +81,3 @@ def _compiled(expression: str, declared: tuple[tuple[str, CelType], ...]) -> Pro
         result=result.name,
         path="vectorised" if outside(tree) is None else "memoised",
     )
-
-
-def is_text(value: str) -> bool:
-    """Whether a string has an encoding: one with lone surrogates has none."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
