@@ -30,6 +30,7 @@ from shardyfusion.stage_clock import StageClock, add_up
 from shardyfusion.type_defs import KeyInput, RoutingContext
 from shardyfusion.writer.conservation import RowSum, shard_digests
 from shardyfusion.writer.plan import ROUTING_SAMPLE_ROWS, EncodePlan
+from shardyfusion.writer.value_views import require_viewable, take_views, value_views
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,7 +83,8 @@ class Tally:
 @dataclass(frozen=True, kw_only=True)
 class EncodedPartition:
     """The rows of one partition, sorted by shard and in input order within each: those of shard `s` are
-    `rows[ends[s - 1]:ends[s]]`. `rows` is None where there are none, or none that can be written."""
+    `rows[ends[s - 1]:ends[s]]`. `rows` is None where there are none, or none that can be written. Values are views of
+    those that were read, see `value_views.py`."""
 
     report: PartitionReport
     rows: pa.Table | None
@@ -118,8 +120,12 @@ def encode_partition(frame: pd.DataFrame, partition: int, plan: EncodePlan) -> E
 
     clock = StageClock()
     routed = _route_partition(frame, partition, plan, clock)
-    with clock.stage("split"):
-        rows = None if routed.rows is None else routed.rows.take(pa.array(routed.order))
+    rows = None
+    if routed.rows is not None:
+        with clock.stage("split"):
+            place = routed.rows.column_names.index("value")
+            values = take_views(value_views(routed.rows.column(place).chunk(0)), routed.order)
+            rows = routed.rows.drop_columns("value").take(pa.array(routed.order)).add_column(place, "value", values)
     return EncodedPartition(report=_timed(routed.report, clock), rows=rows, ends=routed.ends)
 
 
@@ -233,7 +239,9 @@ def _route_alone(router: Router, key: KeyInput, context: RoutingContext) -> int 
 
 def _encode_values(frame: pd.DataFrame, keys: pa.Array, plan: EncodePlan, partition: int) -> pa.LargeBinaryArray:
     try:
-        return plan.input.value_spec.encode_frame(frame)
+        values = plan.input.value_spec.encode_frame(frame)
+        require_viewable(values)
+        return values
     except ValueEncodingError as exc:
         row = exc.facts.get("row")
         if isinstance(row, int):

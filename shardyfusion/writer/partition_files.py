@@ -57,12 +57,13 @@ def store_partition(encoded: EncodedPartition, directory: Path) -> StoredPartiti
         ShardWriteError: the disk is full, or the directory is not there.
     """
     import numpy as np
+    import pyarrow as pa
 
     path = directory / f"{encoded.report.partition:06d}-{uuid.uuid4().hex[:8]}.rows"
     edges = np.zeros((3, len(encoded.ends) + 1), np.int64)
     if encoded.rows is None:
         return StoredPartition(report=encoded.report, path=path, edges=edges)
-    columns = [encoded.rows.column(name).combine_chunks() for name in ("key", "value")]
+    columns = [encoded.rows.column(name).cast(pa.large_binary()).combine_chunks() for name in ("key", "value")]
     offsets = [np.frombuffer(each.buffers()[1], np.int64, len(each) + 1, each.offset * 8) for each in columns]
     edges[0, 1:] = encoded.ends
     for each, place in zip(offsets, (1, 2), strict=True):

@@ -110,8 +110,10 @@ def build_shard(
 def _wrong_rows(db_id: int, pieces: Sequence[pa.Table | None], expected: RowSum) -> ShardCoverageError | None:
     """The error for rows that are not those that were read. They are behind whatever else failed: a row that came twice
     looks like a duplicate key, a changed one like a bug."""
+    import pyarrow as pa
+
     columns = [
-        (chunk.column("key"), chunk.column("value"))
+        (chunk.column("key"), chunk.column("value").cast(pa.large_binary()))
         for piece in pieces
         if piece is not None
         for chunk in piece.to_batches()

@@ -14,6 +14,7 @@ from shardyfusion.type_defs import DuplicatePolicy
 from shardyfusion.writer.conservation import RowSum, require_same_rows, row_sum
 from shardyfusion.writer.key_order import key_order
 from shardyfusion.writer.plan import ShardPlan
+from shardyfusion.writer.value_views import take_views, value_views, viewed_bytes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,25 +28,31 @@ _SHOWN_KEYS = 5
 class SortedRows:
     """The rows of a shard in ascending key order, each key once, and what was dropped to get there.
 
-    `values` are in order of arrival; `order[i]` says where the value of `keys[i]` is, so that they are put in order
-    batch by batch and a shard is not held a third time.
+    `values` are views in order of arrival; `order[i]` says where the value of `keys[i]` is, so that they are put in
+    order batch by batch and a shard is not held a second time.
     """
 
     keys: pa.LargeBinaryArray
-    values: pa.LargeBinaryArray
+    values: pa.BinaryViewArray
     order: npt.NDArray[np.int64]
     dropped: RowSum
 
     @property
     def nbytes(self) -> int:
-        return self.keys.nbytes + self.values.nbytes
+        return self.keys.nbytes + viewed_bytes(self.values)
 
     def batches(self, rows: int) -> Iterator[pa.RecordBatch]:
         import pyarrow as pa
 
         for start in range(0, len(self.keys), rows):
-            values = self.values.take(pa.array(self.order[start : start + rows]))
+            values = _values_at(self.values, self.order[start : start + rows])
             yield pa.record_batch([self.keys[start : start + rows], values], names=["key", "value"])
+
+
+def _values_at(values: pa.BinaryViewArray, rows: npt.NDArray[np.int64]) -> pa.LargeBinaryArray:
+    import pyarrow as pa
+
+    return take_views(values, rows).cast(pa.large_binary())
 
 
 def sort_rows(
@@ -66,9 +73,19 @@ def sort_rows(
     if not present:
         return None
     with clock.stage("gather"):
-        table = pa.concat_tables(present).combine_chunks()
+        table = pa.concat_tables(map(_with_views, present)).combine_chunks()
     with clock.stage("sort"):
         return _sort(table, plan, db_id)
+
+
+def _with_views(piece: pa.Table) -> pa.Table:
+    import pyarrow as pa
+
+    place = piece.column_names.index("value")
+    values = piece.column(place)
+    if values.type == pa.binary_view():
+        return piece
+    return piece.set_column(place, "value", pa.chunked_array(map(value_views, values.chunks), pa.binary_view()))
 
 
 def _sort(table: pa.Table, plan: ShardPlan, db_id: int) -> SortedRows:
@@ -84,8 +101,8 @@ def _sort(table: pa.Table, plan: ShardPlan, db_id: int) -> SortedRows:
     if plan.on_duplicate_key == "fail":
         raise _duplicate_keys(sorted_keys, repeats, plan.key_encoding, db_id)
     keep = _keep(repeats, plan.on_duplicate_key)
-    surplus = pa.array(order[~keep])
-    dropped = row_sum(keys.take(surplus), values.take(surplus))
+    surplus = order[~keep]
+    dropped = row_sum(keys.take(pa.array(surplus)), _values_at(values, surplus))
     return SortedRows(keys=sorted_keys.filter(pa.array(keep)), values=values, order=order[keep], dropped=dropped)
 
 

@@ -245,6 +245,25 @@ def test_an_encoder_must_return_bytes(config: HashShardedWriteConfig) -> None:
         write_hash_sharded(simple(), config, ColumnWriteInput("key", ValueSpec.callable_encoder(lambda row: row.v)))
 
 
+def test_a_value_that_is_too_long_is_named(config: HashShardedWriteConfig) -> None:
+    """Of zeros that nobody has written to, which take no memory."""
+    meta = pd.DataFrame({"key": pd.Series([], dtype="int64"), "v": pd.Series([], dtype=pd.ArrowDtype(pa.binary()))})
+
+    def read(number: int) -> pd.DataFrame:
+        ends = np.array([0, 5, 5 + (number << 31)])
+        values = pa.Array.from_buffers(
+            pa.large_binary(), 2, [None, pa.py_buffer(ends), pa.py_buffer(np.zeros(ends[-1], np.uint8))]
+        )
+        keys = [2 * number, 2 * number + 1]
+        return pd.DataFrame({"key": keys, "v": pd.arrays.ArrowExtensionArray(values)})
+
+    frame = dd.from_map(read, [0, 1], meta=meta)
+    with pytest.raises(ValueEncodingError, match="a value has 2,147,483,648 bytes, and at most") as caught:
+        write_hash_sharded(frame, config, ColumnWriteInput("key", ValueSpec.binary_col("v")))
+    assert (caught.value.facts["key"], caught.value.facts["partition"]) == (3, 1)
+    assert_only_a_failed_run_record(config.s3_prefix, "ValueEncodingError")
+
+
 class OffByOne(HashRouter):
     """A vectorised router that is deliberately wrong."""
 

@@ -278,7 +278,7 @@ def _to_frame(encoded: EncodedPartition, plan: EncodePlan, shard_id_col: str) ->
     counts = np.diff(encoded.ends, prepend=0)
     columns: dict[str, Any] = {shard_id_col: np.repeat(np.arange(plan.num_dbs), counts)}
     for name in encoded.rows.column_names:
-        columns[_carried(name)] = pd.arrays.ArrowExtensionArray(encoded.rows.column(name))
+        columns[_carried(name)] = pd.arrays.ArrowExtensionArray(encoded.rows.column(name).cast(_ARROW_TYPES[name]))
     return pd.DataFrame(columns)
 
 
