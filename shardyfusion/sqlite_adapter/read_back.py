@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
+from shardyfusion.sqlite_adapter.cells import offsets
+
 if TYPE_CHECKING:
     import apsw
+    import numpy as np
+    import numpy.typing as npt
     import pyarrow as pa
 
 _FROM_A_BATCH = 64
@@ -33,24 +37,31 @@ class RowSample:
         """Remember some rows of a batch with columns `key` and `value`, the first and the last among them."""
         import numpy as np
 
-        keys, values = batch.column("key"), batch.column("value")
-        for row in np.linspace(0, len(keys) - 1, min(len(keys), _FROM_A_BATCH)).astype(int).tolist():
+        rows = np.linspace(0, len(batch) - 1, min(len(batch), _FROM_A_BATCH)).astype(int)
+        for key, value in zip(_at(batch.column("key"), rows), _at(batch.column("value"), rows), strict=True):
             self._offered += 1
-            if self._offered % self._every == 0:
-                key: bytes = keys[row].as_py()
-                if len(key) <= _LONGEST_KEY:
-                    self._rows.append((key, xxhash.xxh3_64_intdigest(values[row].as_buffer())))
+            if self._offered % self._every == 0 and len(key) <= _LONGEST_KEY:
+                self._rows.append((bytes(key), xxhash.xxh3_64_intdigest(value)))
         if len(self._rows) > _AT_MOST:  # from now on half as many
             self._rows = self._rows[::2]
             self._every *= 2
 
     def not_in(self, database: apsw.Connection) -> bytes | None:
         """The key of a row that SQLite does not find as it was written; None if all are there."""
-        for key, digest in self._rows:
-            row = database.execute("SELECT v FROM kv WHERE k = ?", (key,)).fetchone()
-            if row is None or not isinstance(row[0], bytes) or xxhash.xxh3_64_intdigest(row[0]) != digest:
+        import apsw
+
+        keys = apsw.carray(tuple(key for key, _ in self._rows)) if self._rows else None
+        found = database.execute("SELECT v FROM carray(?) LEFT JOIN kv ON k = value", (keys,)) if keys else ()
+        for (key, digest), (value,) in zip(self._rows, found, strict=True):
+            if not isinstance(value, bytes) or xxhash.xxh3_64_intdigest(value) != digest:
                 return key
         return None
+
+
+def _at(column: pa.LargeBinaryArray, rows: npt.NDArray[np.int64]) -> list[memoryview]:
+    """The bytes in these rows, without a copy."""
+    data, ends = memoryview(column.buffers()[2] or b""), offsets(column)
+    return [data[start:end] for start, end in zip(ends[rows].tolist(), ends[rows + 1].tolist(), strict=True)]
 
 
 def count_rows(database: apsw.Connection) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from dataclasses import fields as dataclass_fields
 from typing import Any, Self
 
@@ -67,7 +67,12 @@ class ShardAttempt:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "key_min": self.key_min.hex(), "key_max": self.key_max.hex()}
+        return {
+            **vars(self),
+            "objects": [vars(item) for item in self.objects],
+            "key_min": self.key_min.hex(),
+            "key_max": self.key_max.hex(),
+        }
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:

@@ -62,8 +62,8 @@ def levels(path: Path, page_size: int) -> int:
             number, count = int.from_bytes(page[first_cell : first_cell + 4], "big"), count + 1
 
 
-def check_sound(path: Path, pairs: Pairs) -> None:
-    """SQLite finds no fault, and exactly these rows in this order."""
+def check_sound(path: Path, pairs: Pairs, *, ours: bool = True) -> None:
+    """SQLite finds no fault, and exactly these rows in this order; in a file of ours every page is used."""
     size = path.stat().st_size
     connection = sqlite3.connect(path)
     assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
@@ -72,7 +72,8 @@ def check_sound(path: Path, pairs: Pairs) -> None:
     header = path.read_bytes()[:100]
     assert int.from_bytes(header[28:32], "big") == page_count
     assert header[24:28] == header[92:96], "the page count in the header is said to be out of date"
-    assert connection.execute("PRAGMA freelist_count").fetchone() == (0,)
+    if ours:  # copying rows, SQLite splits pages, and may leave some empty
+        assert connection.execute("PRAGMA freelist_count").fetchone() == (0,)
     assert connection.execute("SELECT k, v FROM kv").fetchall() == pairs
     assert connection.execute("SELECT count(*) FROM kv").fetchone() == (len(pairs),)
     connection.close()
@@ -102,7 +103,7 @@ def check_changes(path: Path, pairs: Pairs, rng: random.Random) -> None:
     connection = sqlite3.connect(path)
     connection.execute("VACUUM INTO ?", (str(copy),))
     connection.close()
-    check_sound(copy, pairs)
+    check_sound(copy, pairs, ours=False)
     copy.unlink()
 
     shutil.copy(path, copy)
