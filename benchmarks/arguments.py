@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
 from measuring import SCHEDULERS
+from places import remove_what_was_written
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -47,6 +49,8 @@ def _positive(text: str) -> int:
 
 
 def _directory(text: str) -> Path:
+    """Made if need be; what benchmarks write there goes away with the process that was asked for them."""
     directory = Path(text).absolute()
     directory.mkdir(parents=True, exist_ok=True)
+    atexit.register(remove_what_was_written, directory)
     return directory
