@@ -171,7 +171,7 @@ class _Build:
             arrived=attempt.kept + rows.dropped,
             attempt=attempt,
         )
-        with self.clock.stage("seal"):
+        with self.clock.stage("seal"), self.waiting(self.rows.nbytes):
             create_once(store, f"{directory}/{SEAL}", seal.encode(), content_type=JSON_TYPE, patience=Patience())
         return attempt
 

@@ -1,10 +1,11 @@
-"""While shards are on their way to the store, their worker builds the next one; what is on its way beside is bounded."""
+"""While shards are on their way to the store, their worker or thread builds the next one; what is on its way beside is
+bounded."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,19 @@ ROWS = make_rows(1_000)
 SHARDS = 6
 
 
-@pytest.fixture
-def one_worker() -> Iterator[Client]:
-    """One thread, in this process, so that its stores can be wrapped."""
+@pytest.fixture(params=["distributed", "threads"])
+def one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Of a worker in this process, so that its stores can be wrapped, or of the threaded scheduler."""
+    if request.param == "threads":
+        with dask.config.set(scheduler="threads", num_workers=1):
+            yield
+        return
     with (
         LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0") as cluster,
-        Client(cluster) as client,
+        Client(cluster),
         dask.config.set(scheduler=None),
     ):
-        yield client
+        yield
 
 
 class Building:
@@ -72,8 +77,8 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HashShardedWriteC
 
 
 @pytest.mark.parametrize(("shards", "bytes_", "most"), [(2, 2**20, 3), (SHARDS, 1, 2)])
-def test_a_worker_of_one_thread_builds_while_it_uploads(
-    one_worker: Client,
+def test_one_thread_builds_while_it_uploads(
+    one_thread: None,
     config: Any,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -110,7 +115,7 @@ def test_a_worker_of_one_thread_builds_while_it_uploads(
     assert len(contents(config.s3_prefix)) == len(ROWS)
 
 
-def test_an_upload_that_fails_is_tried_again(one_worker: Client, config: Any, tmp_path: Path) -> None:
+def test_an_upload_that_fails_is_tried_again(one_thread: None, config: Any, tmp_path: Path) -> None:
     failed: set[str] = set()
 
     def before(call: StoreCall) -> None:
@@ -124,3 +129,31 @@ def test_an_upload_that_fails_is_tried_again(one_worker: Client, config: Any, tm
     assert len(failed) == SHARDS
     assert set(result.attempts.values()) == {2}
     assert len(contents(config.s3_prefix)) == len(ROWS)
+
+
+def test_after_an_error_on_threads_nothing_more_is_begun(config: Any, tmp_path: Path) -> None:
+    """The first shard fails for good while others, of which so many may be on their way, wait for it to."""
+    failures: list[str] = []
+    failed = threading.Event()
+
+    def before(call: StoreCall) -> None:
+        if call.verb != "upload":
+            return
+        first = not failures or failures[0] == call.name.split("/")[2]
+        if not first:
+            assert failed.wait(timeout=20)
+            return
+        failures.append(call.name.split("/")[2])
+        if len(failures) == config.shard_retry.max_attempts:
+            failed.set()
+        raise StoreUnavailableError(f"cannot upload {call.name}: the network is down")
+
+    many = replace(config, num_dbs=100)
+    with (
+        dask.config.set(scheduler="threads", num_workers=1),
+        wrapping_stores(lambda store: FaultStore(store, before=before)),
+        pytest.raises(StoreUnavailableError, match="the network is down"),
+    ):
+        write_hash_sharded(parquet_frame(ROWS, tmp_path / "in", 2), many, PAYLOAD)
+    assert len(failures) == 2
+    assert Building.begun < 2 * overlap.MOST_SHARDS

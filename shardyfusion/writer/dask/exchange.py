@@ -20,7 +20,7 @@ from distributed import default_client
 from shardyfusion.config import Shuffle
 from shardyfusion.errors import ConfigValidationError, ShardWriteError
 from shardyfusion.storage.address import StoreKind
-from shardyfusion.writer.dask.overlap import FAR
+from shardyfusion.writer.dask.overlap import is_far
 
 SchedulerKind = Literal["synchronous", "threads", "processes", "distributed", "other"]
 
@@ -84,7 +84,7 @@ def shards_at_once(num_dbs: int, store: StoreKind) -> int:
     A task costs a cluster some milliseconds, which is as much as a small shard. Several are built where many tasks are
     left for each thread, so that none of them waits for the last. On the way to a far store each wants a task to leave.
     """
-    if scheduler_kind() != "distributed" or store in FAR:
+    if scheduler_kind() != "distributed" or is_far(store):
         return 1
     client: Any = default_client()
     threads = sum(client.nthreads().values())

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +26,7 @@ from dask.highlevelgraph import HighLevelGraph
 from shardyfusion.config import CARRIED, DaskWriteOptions, Shuffle
 from shardyfusion.errors import ComputeError, ConfigValidationError, ShardCoverageError, ShardyfusionError
 from shardyfusion.writer.dask.exchange import exchange_directory, is_in_process, scheduler_kind, shards_at_once
-from shardyfusion.writer.dask.overlap import beside_other_tasks
+from shardyfusion.writer.dask.overlap import ShardThreads, beside_other_tasks, is_far
 from shardyfusion.writer.encode import (
     EncodedPartition,
     PartitionReport,
@@ -89,28 +91,34 @@ def compute_write(
     shard_id_col: str,
 ) -> tuple[Tally, list[ShardResult]]:  # fmt: skip
     """The one computation of a write: read and encode every partition once, place rows by shard, build every shard."""
-    graph = _WriteGraph(ddf[list(columns)].optimize(), plan)
     kwargs = {"retries": options.retries} if scheduler_kind() == "distributed" else {}
-    if exchange == "disk":
-        with exchange_directory(plan.shard.local_root) as directory:
-            at_once = shards_at_once(plan.encode.num_dbs, plan.shard.address.kind)
-            return _compute(graph.through_files(directory, at_once), kwargs)
-    if exchange == "direct":
-        return _compute(graph.in_one_process() if is_in_process() else graph.direct(), kwargs)
-    return _compute(graph.shuffled(exchange, shard_id_col), kwargs)
+    with_threads = scheduler_kind() == "threads" and is_far(plan.shard.address.kind)
+    with ShardThreads() if with_threads else nullcontext() as threads:
+        graph = _WriteGraph(ddf[list(columns)].optimize(), plan, threads)
+        if exchange == "disk":
+            with exchange_directory(plan.shard.local_root) as directory:
+                at_once = shards_at_once(plan.encode.num_dbs, plan.shard.address.kind)
+                return _compute(graph.through_files(directory, at_once), kwargs)
+        if exchange == "direct":
+            return _compute(graph.in_one_process() if is_in_process() else graph.direct(), kwargs)
+        return _compute(graph.shuffled(exchange, shard_id_col), kwargs)
 
 
 class _WriteGraph:
     """The tasks of one write, under names unique to its plan."""
 
-    def __init__(self, parts: dd.DataFrame, plan: WritePlan) -> None:
+    def __init__(self, parts: dd.DataFrame, plan: WritePlan, threads: ShardThreads | None) -> None:
         self._parts: Any = parts  # a collection, though Dask's own annotations do not agree
         self._plan = plan
         self._num_dbs = plan.encode.num_dbs
         self._inputs = parts.__dask_keys__()
         self._numbers = range(len(self._inputs))
-        encode, shard = self._name("encode-plan"), self._name("shard-plan")
-        self._tasks: dict[Any, Any] = {encode: (_constant, [plan.encode]), shard: (_constant, [plan.shard])}
+        encode = self._name("encode-plan")
+        self._tasks: dict[Any, Any] = {
+            encode: (_constant, [plan.encode]),
+            self._name("shard-plan"): (_constant, [plan.shard]),
+            self._name("threads"): (_constant, [threads]),
+        }
         for number in self._numbers:
             self._tasks[self._name("report"), number] = (_report, (self._name("encode"), number))
         reports = [(self._name("report"), number) for number in self._numbers]
@@ -147,7 +155,7 @@ class _WriteGraph:
             shards = range(first, min(first + at_once, self._num_dbs))
             seals = [self._seals(db_id) for db_id in shards]
             key = (self._name("shard"), first) if at_once == 1 else (self._name("shard"), first, shards[-1])
-            tasks[key] = (_build_from_files, shards, self._name("gate"), self._name("shard-plan"), seals, files)
+            tasks[key] = (_build_from_files, shards, *self._for_shards(), seals, files)
         return self._finish(tasks, [self._parts])
 
     def shuffled(self, method: str, shard_id_col: str) -> Delayed:
@@ -179,8 +187,12 @@ class _WriteGraph:
         tasks[name] = (_collect, self._name("gate"), *[key for key in tasks if key[0] == self._name("shard")])
         return Delayed(name, HighLevelGraph.from_collections(name, tasks, dependencies=dependencies))
 
-    def _shard_task(self, build: Callable[..., list[ShardResult]], db_id: int, *rows: Any) -> tuple[Any, ...]:
-        return build, db_id, self._name("gate"), self._name("shard-plan"), self._seals(db_id), *rows
+    def _shard_task(self, build: Callable[..., list[_Built]], db_id: int, *rows: Any) -> tuple[Any, ...]:
+        return build, db_id, *self._for_shards(), self._seals(db_id), *rows
+
+    def _for_shards(self) -> list[str]:
+        """What the tasks of all shards are given."""
+        return [self._name(step) for step in ("gate", "shard-plan", "threads")]
 
     def _seals(self, db_id: int) -> list[Seal]:
         """They go along with the shard that they are of, as the plan travels to every worker whole."""
@@ -219,41 +231,51 @@ def _piece(encoded: SplitPartition, db_id: int) -> pa.Table | None:
     return encoded.pieces[db_id]
 
 
+_Built = ShardResult | Future[ShardResult]
+"""A future where a thread of ours has the shard on its way to the store."""
+
+
 def _build(
-    db_id: int, tally: Tally, plan: ShardPlan, seals: Sequence[Seal], *pieces: pa.Table | None
-) -> list[ShardResult]:
-    return [_build_beside(db_id, tally, pieces, plan, seals)]
+    db_id: int, tally: Tally, plan: ShardPlan, threads: ShardThreads | None, seals: Sequence[Seal],
+    *pieces: pa.Table | None,
+) -> list[_Built]:  # fmt: skip
+    return [_build_beside(db_id, tally, pieces, plan, seals, threads)]
 
 
 def _build_from_partitions(
-    db_id: int, tally: Tally, plan: ShardPlan, seals: Sequence[Seal], encoded: Sequence[EncodedPartition]
-) -> list[ShardResult]:
+    db_id: int, tally: Tally, plan: ShardPlan, threads: ShardThreads | None, seals: Sequence[Seal],
+    encoded: Sequence[EncodedPartition],
+) -> list[_Built]:  # fmt: skip
     pieces = [] if tally.error else [each.piece(db_id) for each in encoded]
-    return [build_shard(db_id, tally, pieces, plan, seals)]
+    return [_build_beside(db_id, tally, pieces, plan, seals, threads)]
 
 
 def _build_from_files(
     shards: Sequence[int],
     tally: Tally,
     plan: ShardPlan,
+    threads: ShardThreads | None,
     seals: Sequence[Sequence[Seal]],
     stored: Sequence[StoredPartition],
-) -> list[ShardResult]:
-    def build_one(db_id: int, seals: Sequence[Seal]) -> ShardResult:
+) -> list[_Built]:
+    def build_one(db_id: int, seals: Sequence[Seal]) -> _Built:
         rows = None if tally.error else load_rows(stored, db_id)
-        return _build_beside(db_id, tally, [rows], plan, seals)
+        return _build_beside(db_id, tally, [rows], plan, seals, threads)
 
     return [build_one(db_id, own) for db_id, own in zip(shards, seals, strict=True)]
 
 
 def _build_beside(
-    db_id: int, tally: Tally, pieces: Sequence[pa.Table | None], plan: ShardPlan, seals: Sequence[Seal]
-) -> ShardResult:
-    return build_shard(db_id, tally, pieces, plan, seals, partial(beside_other_tasks, plan.address.kind))
+    db_id: int, tally: Tally, pieces: Sequence[pa.Table | None], plan: ShardPlan, seals: Sequence[Seal],
+    threads: ShardThreads | None,
+) -> _Built:  # fmt: skip
+    work = partial(build_shard, db_id, tally, pieces, plan, seals)
+    return threads.build(work) if threads else work(partial(beside_other_tasks, plan.address.kind))
 
 
-def _collect(tally: Tally, *results: list[ShardResult]) -> tuple[Tally, list[ShardResult]]:
-    return tally, [result for each in results for result in each]
+def _collect(tally: Tally, *results: list[_Built]) -> tuple[Tally, list[ShardResult]]:
+    found = [result for each in results for result in each]
+    return tally, [result.result() if isinstance(result, Future) else result for result in found]
 
 
 _ARROW_TYPES = {"key": pa.large_binary(), "value": pa.large_binary(), "ordinal": pa.int64()}
@@ -283,8 +305,8 @@ def _to_frame(encoded: EncodedPartition, plan: EncodePlan, shard_id_col: str) ->
 
 
 def _build_from_frame(
-    db_id: int, tally: Tally, plan: ShardPlan, seals: Sequence[Seal], frame: pd.DataFrame
-) -> list[ShardResult]:
+    db_id: int, tally: Tally, plan: ShardPlan, threads: ShardThreads | None, seals: Sequence[Seal], frame: pd.DataFrame
+) -> list[_Built]:
     strangers = frame.index[frame.index != db_id]
     if len(strangers):
         error = ShardCoverageError(
@@ -297,7 +319,7 @@ def _build_from_frame(
         )
         return [ShardResult(db_id=db_id, error=error)]
     columns = {name.removeprefix(CARRIED): pa.array(frame[name].array) for name in frame.columns}
-    return [_build_beside(db_id, tally, [pa.table(columns)], plan, seals)]
+    return [_build_beside(db_id, tally, [pa.table(columns)], plan, seals, threads)]
 
 
 def _compute(collection: Any, kwargs: dict[str, Any]) -> Any:
