@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import shutil
 import socket
@@ -17,7 +18,6 @@ from typing import Any
 
 from shardyfusion import S3ConnectionOptions, StaticCredentialProvider
 
-_WRITTEN = "written"
 ACCESS_KEY, SECRET_KEY = "benchmark-user", "benchmark-secret"
 
 
@@ -55,7 +55,7 @@ def fresh_target(data: Path, bucket: Bucket | None) -> Iterator[Target]:
     For some minutes ext4 gives no inode of a removed file to a new one, and finds that out for each of them whenever it
     looks for a free one: after the files of one run were removed, each file of the next took a millisecond.
     """
-    written = data / _WRITTEN
+    written = _written(data)
     written.mkdir(exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix="scratch-", dir=written))
     directory = Path(tempfile.mkdtemp(prefix="out-", dir=bucket.directory if bucket else written))
@@ -71,7 +71,13 @@ def fresh_target(data: Path, bucket: Bucket | None) -> Iterator[Target]:
 
 
 def remove_what_was_written(data: Path) -> None:
-    shutil.rmtree(data / _WRITTEN, ignore_errors=True)
+    """By this process and those that it started."""
+    shutil.rmtree(_written(data), ignore_errors=True)
+
+
+def _written(data: Path) -> Path:
+    parent = multiprocessing.parent_process()
+    return data / f"written-{parent.pid if parent else os.getpid()}"
 
 
 @contextlib.contextmanager

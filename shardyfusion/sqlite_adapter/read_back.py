@@ -50,12 +50,15 @@ class RowSample:
         """The key of a row that SQLite does not find as it was written; None if all are there."""
         import apsw
 
-        keys = apsw.carray(tuple(key for key, _ in self._rows)) if self._rows else None
-        found = database.execute("SELECT v FROM carray(?) LEFT JOIN kv ON k = value", (keys,)) if keys else ()
-        for (key, digest), (value,) in zip(self._rows, found, strict=True):
-            if not isinstance(value, bytes) or xxhash.xxh3_64_intdigest(value) != digest:
+        if not self._rows:
+            return None
+        unseen = dict(self._rows)
+        keys = apsw.carray(tuple(unseen))
+        for key, value in database.execute("SELECT value, v FROM carray(?) LEFT JOIN kv ON k = value", (keys,)):
+            digest = unseen.pop(key, None)  # none: there are two
+            if digest is None or not isinstance(value, bytes) or xxhash.xxh3_64_intdigest(value) != digest:
                 return key
-        return None
+        return next(iter(unseen), None)
 
 
 def _at(column: pa.LargeBinaryArray, rows: npt.NDArray[np.int64]) -> list[memoryview]:

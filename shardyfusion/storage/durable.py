@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import stat
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
@@ -71,17 +70,17 @@ def sync_path(path: Path) -> None:
         os.close(fd)
 
 
-def make_directories(directory: Path, unsynced: list[Path]) -> None:
-    """Make a directory and its parents, and add to `unsynced` what must be synced for them to last."""
+def make_directories(directory: Path) -> None:
+    """Make a directory and its parents, each entry durable."""
     missing: list[Path] = []
     while not directory.is_dir():
         missing.append(directory)
         directory = directory.parent
     for path in reversed(missing):
         # Whoever made it first may not have synced it yet, and our object depends on it all the same.
-        unsynced.append(path.parent)
         with suppress(FileExistsError):
             path.mkdir()
+        sync_path(path.parent)
 
 
 def open_beside(target: Path) -> tuple[int, Path]:
@@ -94,14 +93,15 @@ def open_beside(target: Path) -> tuple[int, Path]:
 def link_new(source: Path, target: Path) -> bool:
     """Make `target` a name of the same file, durably: no byte is copied. False, and nothing is linked, if there is
     something already, or if the two are in different file systems, or in one that has no links."""
-    if not stat.S_ISREG(source.lstat().st_mode):
+    if source.is_symlink() or not source.is_file():
         return False
     try:
         os.utime(source)  # the object is as old as its name, not as its first byte
     except PermissionError:
         return False  # somebody else's file stays theirs
+    sync_path(source)
     try:
-        _in_its_directory(target, lambda: os.link(source, target), source)
+        _in_its_directory(target, lambda: os.link(source, target))
     except FileExistsError:
         return False
     except OSError as exc:
@@ -112,18 +112,12 @@ def link_new(source: Path, target: Path) -> bool:
     return True
 
 
-def _in_its_directory(target: Path, make: Callable[[], _T], *unsynced: Path) -> _T:
-    """What `make` makes in `target`'s directory, which is made if need be, once that and what is `unsynced` will last.
-
-    All is synced together, after the last directory was made: on a file system with one journal that costs one write.
-    """
-    to_sync: list[Path] = []
+def _in_its_directory(target: Path, make: Callable[[], _T]) -> _T:
+    """What `make` makes in `target`'s directory, which is made if need be."""
     for _ in range(100):
         # Somebody who deletes objects may remove the empty directory just before our file is in it.
         with suppress(FileNotFoundError):
-            make_directories(target.parent, to_sync)
-            for path in (*to_sync, *unsynced):
-                sync_path(path)
+            make_directories(target.parent)
             return make()
     raise StoreUnavailableError(f"cannot create {target}: its directory keeps disappearing")
 

@@ -69,7 +69,7 @@ class ShardAttempt:
     def to_json(self) -> dict[str, Any]:
         return {
             **vars(self),
-            "objects": [vars(item) for item in self.objects],
+            "objects": [dict(vars(item)) for item in self.objects],
             "key_min": self.key_min.hex(),
             "key_max": self.key_max.hex(),
         }

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 BATCH_ROWS = 131_072
 
+Waiting = Callable[[int], AbstractContextManager[None]]
+"""To be entered, with the bytes that are held, while a shard is on its way to the store."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
@@ -60,7 +63,7 @@ def build_shard(
     pieces: Sequence[pa.Table | None],
     plan: ShardPlan,
     seals: Sequence[Seal] = (),
-    waiting: Callable[[int], AbstractContextManager[None]] = contextlib.nullcontext,
+    waiting: Waiting = contextlib.nullcontext,
 ) -> ShardResult:
     """Build one shard from its pieces, in partition order, unless one of `seals` is already what would be built.
 
@@ -112,12 +115,12 @@ def _wrong_rows(db_id: int, pieces: Sequence[pa.Table | None], expected: RowSum)
     looks like a duplicate key, a changed one like a bug."""
     import pyarrow as pa
 
-    columns = [
+    columns = (
         (chunk.column("key"), chunk.column("value").cast(pa.large_binary()))
         for piece in pieces
         if piece is not None
         for chunk in piece.to_batches()
-    ]
+    )
     try:
         require_same_rows(db_id, expected, sum((row_sum(*pair) for pair in columns), RowSum()))
     except ShardCoverageError as exc:
@@ -138,7 +141,7 @@ class _Build:
     expected: RowSum
     plan: ShardPlan
     clock: StageClock
-    waiting: Callable[[int], AbstractContextManager[None]]
+    waiting: Waiting
 
     def attempt(self, number: int) -> ShardAttempt:
         """One try, in a directory and a scratch of its own; nothing is visible unless it seals."""

@@ -16,41 +16,50 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
 
-MOST_BYTES = 2**31 - 1
+LONGEST = 2**31 - 1
 """A view says with 31 bits where in its buffer a value is, and how long it is."""
 
 
 def require_viewable(values: pa.LargeBinaryArray) -> None:
-    """`ValueEncodingError` if a value is longer than `MOST_BYTES`."""
+    """`ValueEncodingError` if a value is longer than `LONGEST`."""
     import numpy as np
 
     offsets = _offsets(values)
-    if offsets[-1] - offsets[0] > MOST_BYTES:
+    if offsets[-1] - offsets[0] > LONGEST:
         lengths = np.diff(offsets)
         row = int(lengths.argmax())
-        if lengths[row] > MOST_BYTES:
+        if lengths[row] > LONGEST:
             raise ValueEncodingError(
-                f"a value has {lengths[row]:,} bytes, and at most {MOST_BYTES:,} can be written; store it elsewhere, "
+                f"a value has {lengths[row]:,} bytes, and at most {LONGEST:,} can be written; store it elsewhere, "
                 "and where it is in the snapshot",
                 row=row,
             )
 
 
 def value_views(values: pa.LargeBinaryArray) -> pa.BinaryViewArray:
-    """The same values, which are without nulls and `require_viewable`."""
+    """The same values, which are without nulls. Those of a small part of a buffer are copied: views would keep all of
+    it in memory.
+
+    Raises:
+        ValueEncodingError: see `require_viewable`.
+    """
     import numpy as np
     import pyarrow as pa
 
-    data = values.buffers()[2]
-    if data is None or data.size <= MOST_BYTES:
+    data, offsets = values.buffers()[2], _offsets(values)
+    if data is None:
         return values.cast(pa.binary_view())
-    offsets = _offsets(values)
+    is_part = 2 * int(offsets[-1] - offsets[0]) < data.size
+    if data.size <= LONGEST and not is_part:
+        return values.cast(pa.binary_view())
+    require_viewable(values)
     parts, start = [pa.array([], pa.binary_view())], 0
     while start < len(values):
-        stop = int(np.searchsorted(offsets, offsets[start] + MOST_BYTES, side="right")) - 1
+        stop = int(np.searchsorted(offsets, offsets[start] + LONGEST, side="right")) - 1
         ends = pa.py_buffer(offsets[start : stop + 1] - offsets[start])
         part = data.slice(int(offsets[start]), int(offsets[stop] - offsets[start]))
-        parts.append(pa.Array.from_buffers(pa.large_binary(), stop - start, [None, ends, part]).cast(pa.binary_view()))
+        buffers = [None, ends, pa.py_buffer(part.to_pybytes()) if is_part else part]
+        parts.append(pa.Array.from_buffers(pa.large_binary(), stop - start, buffers).cast(pa.binary_view()))
         start = stop
     return pa.concat_arrays(parts)
 

@@ -554,6 +554,26 @@ def test_a_sample_is_small_and_spread_over_all_rows() -> None:
     assert max(after - before for before, after in itertools.pairwise([*numbers, 50_000])) <= 5_000
 
 
+@pytest.mark.parametrize(
+    ("stored", "missing"),
+    [
+        pytest.param([(b"a", b"1"), (b"b", b"2"), (b"c", b"3")], None, id="all"),
+        pytest.param([(b"a", b"1"), (b"c", b"3")], b"b", id="a row is missing"),
+        pytest.param([(b"a", b"1"), (b"b", b"2"), (b"b", b"2"), (b"c", b"3")], b"b", id="a row is there twice"),
+        pytest.param([(b"a", b"1"), (b"b", b"2"), (b"c", b"2")], b"c", id="another value"),
+        pytest.param([], b"a", id="nothing"),
+    ],
+)
+def test_the_sample_tells_which_row_is_not_there_as_it_was(stored: Pairs, missing: bytes | None) -> None:
+    """In a table without a primary key, which can hold what a damaged one does."""
+    sample = read_back.RowSample()
+    sample.offer(make_batch([(b"a", b"1"), (b"b", b"2"), (b"c", b"3")]))
+    database = apsw.Connection(":memory:")
+    database.execute("CREATE TABLE kv (k BLOB, v BLOB)")
+    database.executemany("INSERT INTO kv VALUES (?, ?)", stored)
+    assert sample.not_in(database) == missing
+
+
 # -- what goes wrong ----------------------------------------------------------------------------------------------------
 
 

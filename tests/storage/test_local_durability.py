@@ -57,7 +57,7 @@ def system_calls(log: Path, root: Path) -> list[tuple[str, ...]]:
 @pytest.mark.skipif(STRACE is None, reason="strace is not installed")
 @pytest.mark.parametrize("verb", ["create", "put", "upload", "replace"])
 def test_the_kernel_is_asked_in_the_right_order(verb: str, tmp_path: Path) -> None:
-    """New directories, then their parents synced; the bytes written and synced under a temporary name; then the name,
+    """New directories, with their parents synced; the bytes written and synced under a temporary name; then the name,
     by a link where it must be new; then its directory synced. A file in the same file system is linked at once."""
     root = tmp_path / "deep" / "root"
     (tmp_path / "source").write_bytes(b"new")
@@ -75,10 +75,10 @@ def test_the_kernel_is_asked_in_the_right_order(verb: str, tmp_path: Path) -> No
     found = [call for call in system_calls(log, root) if ".shardyfusion-lock" not in call[1]]
     runs = root / "runs"
     new = [] if verb == "replace" else [root.parent, root, runs]
-    made = [*(("mkdir", str(path)) for path in new), *(("fsync", str(path.parent)) for path in new)]
+    made = [call for path in new for call in (("mkdir", str(path)), ("fsync", str(path.parent)))]
     content = [("create", f"{runs}/TEMP", "O_EXCL"), ("write", f"{runs}/TEMP"), ("fsync", f"{runs}/TEMP")]
     name = [("link" if verb in ("create", "upload") else "rename", f"{runs}/a"), ("fsync", str(runs))]
-    expected = [*made, ("fsync", str(tmp_path / "source")), *name] if verb == "upload" else [*made, *content, *name]
+    expected = [("fsync", str(tmp_path / "source")), *made, *name] if verb == "upload" else [*made, *content, *name]
     assert found == expected
     assert (runs / "a").read_bytes() == b"new"
 

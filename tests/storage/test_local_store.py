@@ -89,10 +89,10 @@ def test_bytes_are_on_disk_before_the_name_and_the_name_before_the_return(
             store.upload("runs/a", tmp_path / "source", content_type=TEXT)
             step = "link"
     made = [tmp_path / "deep", root, root / "runs"] if verb != "replace" else []
-    parents = [*(("mkdir", str(path)) for path in made), *(("fsync", str(path.parent)) for path in made)]
+    parents = [call for path in made for call in (("mkdir", str(path)), ("fsync", str(path.parent)))]
     name = [(step, str(target)), ("fsync", str(root / "runs"))]
     if verb == "upload":  # the file itself gets another name
-        assert calls == [*parents, ("fsync", str(tmp_path / "source")), *name]
+        assert calls == [("fsync", str(tmp_path / "source")), *parents, *name]
         return
     assert calls[: len(parents)] == parents
     (synced, temporary), *rest = calls[len(parents) :]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from shardyfusion.errors import ValueEncodingError
 from shardyfusion.writer import value_views as views_module
-from shardyfusion.writer.value_views import MOST_BYTES, require_viewable, take_views, value_views, viewed_bytes
+from shardyfusion.writer.value_views import LONGEST, require_viewable, take_views, value_views, viewed_bytes
 
 VALUES = st.lists(st.binary(max_size=40), max_size=30)
 
@@ -31,7 +31,7 @@ def test_any_order_of_any_part_of_a_column(values: list[bytes], start: int, data
 @given(values=VALUES, most=st.integers(40, 120), start=st.integers(0, 30))
 def test_a_buffer_too_large_for_views_is_several(values: list[bytes], most: int, start: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(views_module, "MOST_BYTES", most)
+        patch.setattr(views_module, "LONGEST", most)
         column = pa.array(values, pa.large_binary())[start:]
         views = value_views(column)
         assert views.cast(pa.large_binary()).equals(column)
@@ -53,11 +53,32 @@ def test_more_than_two_gibibytes() -> None:
 
 
 def test_a_value_that_no_view_can_hold() -> None:
-    data = np.zeros(MOST_BYTES + 8, np.uint8)
-    ends = np.array([0, 7, MOST_BYTES + 8])
+    data = np.zeros(LONGEST + 8, np.uint8)
+    ends = np.array([0, 7, LONGEST + 8])
     column = pa.Array.from_buffers(pa.large_binary(), 2, [None, pa.py_buffer(ends), pa.py_buffer(data)])
     with pytest.raises(
         ValueEncodingError, match="a value has 2,147,483,648 bytes, and at most 2,147,483,647"
     ) as caught:
         require_viewable(column)
     assert caught.value.facts["row"] == 1
+
+
+def test_a_value_too_long_is_an_error_for_views_too() -> None:
+    """A damaged file may give such lengths."""
+    ends = pa.py_buffer(np.array([0, LONGEST + 1]))
+    column = pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(np.zeros(LONGEST + 1, np.uint8))])
+    with pytest.raises(ValueEncodingError, match="a value has 2,147,483,648 bytes"):
+        value_views(column)
+
+
+@pytest.mark.parametrize(("rows", "kept"), [(4_000, 10_000_000), (9_000, 10_000_000)])
+def test_a_small_part_of_a_column_does_not_keep_the_rest_in_memory(rows: int, kept: int) -> None:
+    before = pa.total_allocated_bytes()
+    column = pa.array([n.to_bytes(4, "big") * 250 for n in range(10_000)], pa.large_binary())
+    views = value_views(column[500 : 500 + rows])
+    expected = column[500 : 500 + rows].to_pylist()
+    del column
+    assert views.cast(pa.large_binary()).to_pylist() == expected
+    own = sum(buffer.size for buffer in views.buffers()[2:])
+    assert own == (1_000 * rows if rows < 5_000 else kept)
+    assert pa.total_allocated_bytes() - before <= own + 64 * rows + 200_000

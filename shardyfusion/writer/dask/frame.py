@@ -26,7 +26,7 @@ from dask.highlevelgraph import HighLevelGraph
 from shardyfusion.config import CARRIED, DaskWriteOptions, Shuffle
 from shardyfusion.errors import ComputeError, ConfigValidationError, ShardCoverageError, ShardyfusionError
 from shardyfusion.writer.dask.exchange import exchange_directory, is_in_process, scheduler_kind, shards_at_once
-from shardyfusion.writer.dask.overlap import ShardThreads, beside_other_tasks, is_far
+from shardyfusion.writer.dask.overlap import ShardThreads, build_beside_other_tasks, is_far, results_of
 from shardyfusion.writer.encode import (
     EncodedPartition,
     PartitionReport,
@@ -187,7 +187,7 @@ class _WriteGraph:
         tasks[name] = (_collect, self._name("gate"), *[key for key in tasks if key[0] == self._name("shard")])
         return Delayed(name, HighLevelGraph.from_collections(name, tasks, dependencies=dependencies))
 
-    def _shard_task(self, build: Callable[..., list[_Built]], db_id: int, *rows: Any) -> tuple[Any, ...]:
+    def _shard_task(self, build: Callable[..., list[_Shard]], db_id: int, *rows: Any) -> tuple[Any, ...]:
         return build, db_id, *self._for_shards(), self._seals(db_id), *rows
 
     def _for_shards(self) -> list[str]:
@@ -231,21 +231,21 @@ def _piece(encoded: SplitPartition, db_id: int) -> pa.Table | None:
     return encoded.pieces[db_id]
 
 
-_Built = ShardResult | Future[ShardResult]
+_Shard = ShardResult | Future[ShardResult]
 """A future where a thread of ours has the shard on its way to the store."""
 
 
 def _build(
     db_id: int, tally: Tally, plan: ShardPlan, threads: ShardThreads | None, seals: Sequence[Seal],
     *pieces: pa.Table | None,
-) -> list[_Built]:  # fmt: skip
+) -> list[_Shard]:  # fmt: skip
     return [_build_beside(db_id, tally, pieces, plan, seals, threads)]
 
 
 def _build_from_partitions(
     db_id: int, tally: Tally, plan: ShardPlan, threads: ShardThreads | None, seals: Sequence[Seal],
     encoded: Sequence[EncodedPartition],
-) -> list[_Built]:  # fmt: skip
+) -> list[_Shard]:  # fmt: skip
     pieces = [] if tally.error else [each.piece(db_id) for each in encoded]
     return [_build_beside(db_id, tally, pieces, plan, seals, threads)]
 
@@ -257,8 +257,8 @@ def _build_from_files(
     threads: ShardThreads | None,
     seals: Sequence[Sequence[Seal]],
     stored: Sequence[StoredPartition],
-) -> list[_Built]:
-    def build_one(db_id: int, seals: Sequence[Seal]) -> _Built:
+) -> list[_Shard]:
+    def build_one(db_id: int, seals: Sequence[Seal]) -> _Shard:
         rows = None if tally.error else load_rows(stored, db_id)
         return _build_beside(db_id, tally, [rows], plan, seals, threads)
 
@@ -268,14 +268,13 @@ def _build_from_files(
 def _build_beside(
     db_id: int, tally: Tally, pieces: Sequence[pa.Table | None], plan: ShardPlan, seals: Sequence[Seal],
     threads: ShardThreads | None,
-) -> _Built:  # fmt: skip
+) -> _Shard:  # fmt: skip
     work = partial(build_shard, db_id, tally, pieces, plan, seals)
-    return threads.build(work) if threads else work(partial(beside_other_tasks, plan.address.kind))
+    return threads.build(work) if threads else build_beside_other_tasks(plan.address.kind, work)
 
 
-def _collect(tally: Tally, *results: list[_Built]) -> tuple[Tally, list[ShardResult]]:
-    found = [result for each in results for result in each]
-    return tally, [result.result() if isinstance(result, Future) else result for result in found]
+def _collect(tally: Tally, *results: list[_Shard]) -> tuple[Tally, list[ShardResult]]:
+    return tally, results_of([result for each in results for result in each])
 
 
 _ARROW_TYPES = {"key": pa.large_binary(), "value": pa.large_binary(), "ordinal": pa.int64()}
@@ -306,7 +305,7 @@ def _to_frame(encoded: EncodedPartition, plan: EncodePlan, shard_id_col: str) ->
 
 def _build_from_frame(
     db_id: int, tally: Tally, plan: ShardPlan, threads: ShardThreads | None, seals: Sequence[Seal], frame: pd.DataFrame
-) -> list[_Built]:
+) -> list[_Shard]:
     strangers = frame.index[frame.index != db_id]
     if len(strangers):
         error = ShardCoverageError(

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
-from functools import partial
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, nullcontext, suppress
+from contextvars import copy_context
 from typing import Self
 
 from distributed import secede
 
 from shardyfusion.storage.address import StoreKind
-from shardyfusion.writer.shard import ShardResult
-
-Waiting = Callable[[int], AbstractContextManager[None]]
-"""To be entered, with the bytes that are held, while a shard is on its way to the store."""
+from shardyfusion.writer.shard import ShardResult, Waiting
 
 MOST_BYTES = 64 * 1024 * 1024
 """Of shards that one process may have on their way beside its tasks; one larger than that goes alone."""
@@ -56,30 +53,54 @@ _room = Room()
 _left = threading.local()
 
 
-@contextmanager
-def beside_other_tasks(store: StoreKind, size: int) -> Generator[None]:
-    """On a distributed worker, give the place of this task, which holds so many bytes, to another one while it waits
-    for a far store; elsewhere nothing happens.
+class _Leave:
+    """How the task of one shard gives up its place: once, when the shard is first on its way.
+
+    From then on what it holds counts in the room, until it is done: also while it is built again after a failure.
+    """
+
+    def __init__(self, give_up: Callable[[], None]) -> None:
+        self._give_up = give_up
+        self._size: int | None = None
+
+    @contextmanager
+    def waiting(self, size: int) -> Generator[None]:
+        if self._size is None and _room.enter(size):
+            self._size = size
+            self._give_up()
+        yield
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._size is not None:
+            _room.leave(self._size)
+
+
+def build_beside_other_tasks(store: StoreKind, work: Callable[[Waiting], ShardResult]) -> ShardResult:
+    """Build a shard; on a distributed worker, its task gives its place to another one while it waits for a far store.
 
     The place is not taken back: what is left to do after an upload is little.
     """
-    if not is_far(store) or not _room.enter(size):
-        yield
-        return
-    try:
-        if not getattr(_left, "its_pool", False):
-            with suppress(ValueError):  # this is no task of a worker
-                secede()
-                _left.its_pool = True
-        yield
-    finally:
-        _room.leave(size)
+    if not is_far(store):
+        return work(lambda _: nullcontext())
+    with _Leave(_secede) as leave:
+        return work(leave.waiting)
+
+
+def _secede() -> None:
+    if not getattr(_left, "its_pool", False):
+        with suppress(ValueError):  # this is no task of a worker
+            secede()
+            _left.its_pool = True
 
 
 class ShardThreads:
     """Threads that build the shards of the threaded scheduler, whose tasks cannot give up their place.
 
-    A task waits for its shard no longer than until it is on its way to the store. After an error nothing new is begun.
+    A task waits for its shard no longer than until it is on its way to the store. Once a shard has raised, no other is
+    begun.
     """
 
     def __init__(self) -> None:
@@ -95,7 +116,12 @@ class ShardThreads:
         if self._failed is not None:
             self._failed.result()
         leaves = threading.Event()
-        future = self._pool.submit(work, partial(_leaving, leaves))
+
+        def build() -> ShardResult:
+            with _Leave(leaves.set) as leave:
+                return work(leave.waiting)
+
+        future = self._pool.submit(copy_context().run, build)
         future.add_done_callback(self._note)
         future.add_done_callback(lambda _: leaves.set())
         leaves.wait()
@@ -113,13 +139,9 @@ class ShardThreads:
             self._failed = future
 
 
-@contextmanager
-def _leaving(leaves: threading.Event, size: int) -> Generator[None]:
-    if not _room.enter(size):
-        yield
-        return
-    leaves.set()
-    try:
-        yield
-    finally:
-        _room.leave(size)
+def results_of(built: Sequence[ShardResult | Future[ShardResult]]) -> list[ShardResult]:
+    """All of them, once they are there; raises what the first that fails has raised, without waiting for others."""
+    futures = [each for each in built if isinstance(each, Future)]
+    for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+        future.result()
+    return [each.result() if isinstance(each, Future) else each for each in built]
