@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -120,14 +121,17 @@ def test_one_thread_builds_while_it_uploads(
     assert len(contents(config.s3_prefix)) == len(ROWS)
 
 
+def fail_first_uploads(failed: set[str], call: StoreCall) -> None:
+    """That of each shard, which is added to those that failed."""
+    shard = call.name.split("/")[2] if call.verb == "upload" else ""
+    if shard and shard not in failed:
+        failed.add(shard)
+        raise StoreUnavailableError(f"cannot upload {call.name}: the network blinked")
+
+
 def test_an_upload_that_fails_is_tried_again(one_thread: None, config: Any, tmp_path: Path) -> None:
     failed: set[str] = set()
-
-    def before(call: StoreCall) -> None:
-        shard = call.name.split("/")[2] if call.verb == "upload" else ""
-        if shard and shard not in failed:
-            failed.add(shard)
-            raise StoreUnavailableError(f"cannot upload {call.name}: the network blinked")
+    before = partial(fail_first_uploads, failed)
 
     with wrapping_stores(lambda store: FaultStore(store, before=before)):
         result = write_hash_sharded(parquet_frame(ROWS, tmp_path / "in", 2), config, PAYLOAD)
@@ -180,12 +184,7 @@ class HeldFactory(CountingFactory):
 def test_no_more_are_held_when_uploads_fail(one_thread: None, config: Any, tmp_path: Path) -> None:
     """A shard that is built again after its upload failed is still one of those on their way."""
     failed: set[str] = set()
-
-    def before(call: StoreCall) -> None:
-        shard = call.name.split("/")[2] if call.verb == "upload" else ""
-        if shard and shard not in failed:
-            failed.add(shard)
-            raise StoreUnavailableError(f"cannot upload {call.name}: the network blinked")
+    before = partial(fail_first_uploads, failed)
 
     def after(call: StoreCall) -> None:
         if call.name.endswith("/seal.json"):
